@@ -1,0 +1,1 @@
+"""Contracts of the platform: events, records, configuration and protocols; no I/O."""

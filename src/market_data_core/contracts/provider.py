@@ -1,0 +1,70 @@
+"""Where events come from: live feeds and recordings."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from market_data_core.events import EventBatch, Rejected, Tick
+
+
+@dataclass(frozen=True, slots=True)
+class Subscription:
+    """What a live provider is asked for.
+
+    Attributes:
+        symbols: upper-case symbols; empty for everything the provider is configured with.
+    """
+
+    symbols: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class FeedState:
+    """A live provider tells that its connection was lost, paused, or is back.
+
+    While a feed is away its silence says nothing about the market, so windows stay open.
+    """
+
+    state: Literal["away", "back"]
+
+
+Item = Tick | EventBatch | Rejected | FeedState
+
+
+class LiveProvider(Protocol):
+    """A feed without an end.
+
+    Attributes:
+        name: the provider name its events bear.
+    """
+
+    name: str
+
+    def stream(self, subscription: Subscription) -> AsyncIterator[Item]:
+        """Yield what the vendor sends, as it comes; ends only when closed or cancelled.
+
+        Raises:
+            TransientError: the connection is lost for longer than the provider retries.
+            UsageError: the vendor refuses the subscription or the credentials.
+        """
+        ...
+
+
+class Recording(Protocol):
+    """A finite input that gives the same events, in the same order, every time it is read.
+
+    Attributes:
+        lane: the name of its lane, a hash of the inputs' content and the reading options.
+    """
+
+    lane: str
+
+    def read(self) -> Iterator[EventBatch | Rejected]:
+        """Yield all events merged in src_ts order (ties in input order); blocks on I/O.
+
+        Raises:
+            UsageError: an input cannot be opened or its format is not known.
+        """
+        ...

@@ -1,0 +1,106 @@
+"""What stands in the log: entries to append, records as read, and the marks between events."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import msgspec
+
+MarkKind = Literal["progress", "idle", "pause", "end"]
+
+
+class Mark(msgspec.Struct, frozen=True, kw_only=True):
+    """A statement about time, made in the log so that every reader decides the same.
+
+    - ``progress``: the provider has reached `ts` elsewhere; nothing older is on its way here.
+    - ``idle``: the provider is silent; its watermark is at least `ts` (no lateness is deducted).
+    - ``pause``: the producer stopped on purpose; until the provider's next record, silence means
+      nothing.
+    - ``end``: the lane is complete; `count` events were appended to this partition.
+    """
+
+    kind: MarkKind
+    provider: str = ""
+    ts: int = 0
+    count: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """Something to append to one partition.
+
+    Attributes:
+        partition: 0-based.
+        payload: self-describing bytes (see ``market_data_pipeline.bus.codec``).
+        count: events inside; 0 for a mark.
+        provider: the events' provider, "" where it cannot be told.
+        min_ts: least src_ts inside, UTC ns.
+        max_ts: greatest src_ts inside, UTC ns.
+        source: for a lane, how many events of the source come up to the end of this entry.
+        key: an entry whose key the topic has seen is not appended again; "" for no check.
+    """
+
+    partition: int
+    payload: bytes
+    count: int = 0
+    provider: str = ""
+    min_ts: int = 0
+    max_ts: int = 0
+    source: int = 0
+    key: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """An entry as the log holds it.
+
+    Attributes:
+        partition: 0-based.
+        offset: position in the partition, contiguous from 0.
+        payload: the bytes that were appended.
+        append_ts: UTC ns of the append.
+        count: events inside.
+        received: events appended to the partition before this record since the log began.
+        checksum: CRC-32 of the payload.
+    """
+
+    partition: int
+    offset: int
+    payload: bytes
+    append_ts: int
+    count: int
+    received: int
+    checksum: int
+
+
+@dataclass(frozen=True, slots=True)
+class TopicInfo:
+    """A topic as it exists.
+
+    Attributes:
+        name: e.g. ``mdp.events``.
+        log_id: made when the log was created; another value means another log.
+        partitions: number of partitions.
+    """
+
+    name: str
+    log_id: str
+    partitions: int
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """What a partition holds.
+
+    Attributes:
+        first: offset of the oldest record kept (== `next` if none).
+        next: offset the next record will get.
+        received: events ever appended.
+        source: greatest ``Entry.source`` ever appended.
+    """
+
+    first: int
+    next: int
+    received: int
+    source: int
