@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -25,6 +26,12 @@ OFFICIAL_SUFFIX = ":official"
 SRC_TS_MIN = -2_208_988_800 * 10**9  # 1900-01-01
 SRC_TS_MAX = 7_258_118_400 * 10**9  # 2200-01-01
 _NS = 10**9
+# datetime.fromisoformat alone overlooks stray characters, and digits beyond microseconds
+_TIME = re.compile(
+    r"(\d{4}-\d\d-\d\d|\d{8})"
+    r"(?:[T ](\d\d)(?::?(\d\d)(?::?(\d\d)(?:[.,](\d{1,9}))?)?)?(Z|[+-]\d\d(?::?\d\d)?)?)?",
+    re.ASCII,
+)
 
 
 class StreamEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=False):
@@ -62,17 +69,16 @@ def parse_ts(text: str) -> int:
     Raises:
         RejectedError: reason ``bad_timestamp``; not a time, or outside 1900 … 2200.
     """
+    match = _TIME.fullmatch(text.strip())
     try:
-        head, dot, tail = text.strip().replace("Z", "+00:00").partition(".")
-        fraction = tail[: len(tail) - len(tail.lstrip("0123456789"))]
-        if dot and not (fraction and fraction.isascii() and len(fraction) <= 9):
+        if match is None:
             raise ValueError(text)
-        moment = datetime.fromisoformat(head + tail[len(fraction) :])
+        date, hour, minute, second, fraction, zone = match.groups("")
+        clock = f"{hour or '00'}:{minute or '00'}:{second or '00'}"
+        moment = datetime.fromisoformat(f"{date}T{clock}{zone or 'Z'}")
     except ValueError as error:
         msg = f"{text[:64]!r} is not an ISO 8601 time"
-        raise RejectedError("bad_timestamp", msg) from error
-    if moment.tzinfo is None:
-        moment = moment.replace(tzinfo=UTC)
+        raise RejectedError(reason="bad_timestamp", message=msg) from error
     delta = moment - datetime(1970, 1, 1, tzinfo=UTC)
     ts_ns = (delta.days * 86_400 + delta.seconds) * _NS + int(fraction.ljust(9, "0") or 0)
     return check_src_ts(ts_ns)
@@ -87,7 +93,7 @@ def check_src_ts(ts_ns: int) -> int:
     if SRC_TS_MIN <= ts_ns < SRC_TS_MAX:
         return ts_ns
     msg = f"time {ts_ns} ns is outside the years 1900 to 2200"
-    raise RejectedError("bad_timestamp", msg)
+    raise RejectedError(reason="bad_timestamp", message=msg)
 
 
 def event_id(provider: str, symbol: str, src_ts: int, seq: int) -> str:
@@ -236,7 +242,7 @@ def code_dtype(symbols: int) -> type[np.unsignedinteger[Any]]:
     return np.uint16 if symbols <= 1 << 16 else np.uint32
 
 
-def invalid_rows(
+def invalid_rows(  # noqa: PLR0917  (the columns in their usual order)
     o: NDArray[np.float64],
     h: NDArray[np.float64],
     low: NDArray[np.float64],
@@ -304,25 +310,25 @@ def decode_event(data: bytes) -> StreamEvent:
         version = _version_of(data, shape)
         if version is not None and version != EVENT_VERSION:
             msg = f"version {version} is not one this release reads (it reads {EVENT_VERSION})"
-            raise RejectedError("bad_version", msg) from error
-        raise RejectedError("bad_type", str(error)) from error
+            raise RejectedError(reason="bad_version", message=msg) from error
+        raise RejectedError(reason="bad_type", message=str(error)) from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise RejectedError("malformed", str(error)[:200]) from error
+        raise RejectedError(reason="malformed", message=str(error)[:200]) from error
     if event.ver != EVENT_VERSION:
         msg = f"version {event.ver} is not one this release reads (it reads {EVENT_VERSION})"
-        raise RejectedError("bad_version", msg)
+        raise RejectedError(reason="bad_version", message=msg)
     if not event.provider or not event.symbol:
-        raise RejectedError("bad_type", "provider and symbol must not be empty")
+        raise RejectedError(reason="bad_type", message="provider and symbol must not be empty")
     if not -(2**63) <= event.seq < 2**63:
-        raise RejectedError("bad_type", f"seq {event.seq} does not fit 64 bits")
+        raise RejectedError(reason="bad_type", message=f"seq {event.seq} does not fit 64 bits")
     return event
 
 
 def _version_of(data: bytes, decode: Any) -> int | None:
     try:
         return decode(data, type=_Version).ver  # type: ignore[no-any-return]
-    except msgspec.MsgspecError:
-        return None
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None  # what follows the field that failed may be broken as well
 
 
 class Tick(msgspec.Struct, frozen=True, gc=False):
@@ -368,7 +374,7 @@ class BatchBuilder:
         try:
             interval = canonical_interval(event.interval)
         except UsageError as error:
-            raise RejectedError("bad_type", str(error)) from error
+            raise RejectedError(reason="bad_type", message=str(error)) from error
         key = (event.provider, event.kind, interval if event.kind == "bar" else "")
         prices = (event.o, event.h, event.l, event.c, event.v)
         row = (event.symbol, src_ts, event.seq, ingest, *prices, interval, token)
@@ -385,14 +391,15 @@ class BatchBuilder:
         batches, rejected = [], []
         for key, rows in groups.items():
             columns = list(zip(*rows, strict=True))
-            values = [np.array(c, np.float64) for c in columns[4:9]]
-            bad = invalid_rows(*values, np.array(columns[1], np.int64))
+            o, h, low, c, v = (np.array(x, np.float64) for x in columns[4:9])
+            bad = invalid_rows(o, h, low, c, v, np.array(columns[1], np.int64))
+            good = rows
             if bad:
                 rejected += [(rows[i][-1], why) for why, m in bad.items() for i in m.nonzero()[0]]
                 keep = ~np.logical_or.reduce(list(bad.values()))
-                rows = [row for row, good in zip(rows, keep, strict=True) if good]
-            if rows:
-                batches.append(_batch_of(key, rows))
+                good = [row for row, kept in zip(rows, keep, strict=True) if kept]
+            if good:
+                batches.append(_batch_of(key, good))
         return batches, rejected
 
 
@@ -405,7 +412,7 @@ def _batch_of(key: tuple[str, Kind, str], rows: list[tuple[Any, ...]]) -> EventB
     )  # fmt: skip
 
 
-def make_batch(
+def make_batch(  # noqa: PLR0917  (likewise)
     provider: str,
     symbols: Sequence[str],
     src_ts: Any,

@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -57,18 +58,21 @@ class Scaled:
     def from_floats(cls, values: NDArray[np.float64], hint: int = 0) -> Scaled:
         """The shortest decimals that give `values` (shape (n,), float64, finite).
 
+        A negative zero becomes zero.
+
         Args:
             values: finite numbers.
-            hint: number of decimal places to try first.
+            hint: number of decimal places to try first, 0 to 15.
 
         Raises:
             ValueError: a value is not finite.
         """
-        for scale in (hint, *range(_SCALE_MAX + 1)):
+        for scale in (min(hint, _SCALE_MAX), *range(_SCALE_MAX + 1)):
             power = 10.0**scale
             with np.errstate(over="ignore"):
                 rounded = np.rint(values * power)
-            if (rounded / power == values).all() and _magnitude(rounded) < MANTISSA_LIMIT:
+            exact = (rounded / power == values).all()
+            if exact and (np.abs(rounded) < MANTISSA_LIMIT).all():  # an infinity is not below it
                 return cls(rounded.astype(np.int64), scale)
         if not np.isfinite(values).all():
             msg = "only finite numbers have a decimal"
@@ -77,14 +81,11 @@ class Scaled:
 
     @classmethod
     def _from_decimals(cls, decimals: Sequence[Decimal]) -> Scaled:
-        scale = max((max(0, -int(d.normalize().as_tuple().exponent)) for d in decimals), default=0)
-        power = 10**scale
+        places = [max(0, -int(d.normalize().as_tuple().exponent)) for d in decimals]
+        scale = max(places, default=0)
         out = np.empty(len(decimals), dtype=object)
         for i, d in enumerate(decimals):
-            sign, digits, exponent = d.as_tuple()
-            whole = int("".join(map(str, digits))) * power
-            whole = whole * 10**exponent if int(exponent) >= 0 else whole // 10 ** -int(exponent)
-            out[i] = -whole if sign else whole
+            out[i] = int(Fraction(d) * 10**scale)
         return cls(out, scale).compacted()
 
     def to_floats(self) -> NDArray[np.float64]:
@@ -111,7 +112,8 @@ class Scaled:
             return self
         factor = 10 ** (scale - self.scale)
         mantissa = self.mantissa
-        if mantissa.dtype != object and _magnitude(mantissa) * factor >= _INT64_SAFE:
+        # a column of zeros needs the factor itself to fit
+        if mantissa.dtype != object and max(1, _magnitude(mantissa)) * factor >= _INT64_SAFE:
             mantissa = mantissa.astype(object)
         return Scaled(mantissa * factor, scale)
 
@@ -121,14 +123,14 @@ class Scaled:
             return Scaled(self.mantissa.astype(np.int64), self.scale)
         return self
 
-    def take(self, index: Array) -> Scaled:
+    def take(self, index: Array | slice) -> Scaled:
         """Rows at `index` (integers, a slice or a boolean mask of shape (n,))."""
         return Scaled(self.mantissa[index], self.scale)
 
     def times(self, other: Scaled) -> Scaled:
         """Element-wise exact product, safe to sum over any of its rows afterwards."""
         a, b = self.mantissa, other.mantissa
-        if a.dtype != object and b.dtype != object:
+        if object not in (a.dtype, b.dtype):
             # max|a| * sum|b| bounds every partial sum of the products
             top = _magnitude(b)
             if top * len(b) < _INT64_SAFE and _magnitude(a) * int(np.abs(b).sum()) < _INT64_SAFE:

@@ -2,10 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
-from market_data_core.records import Bounds, Entry, Record, TopicInfo
+from market_data_core.events import EventBatch, Rejected, StreamEvent
+from market_data_core.records import Bounds, Entry, Mark, Record, TopicInfo
+
+
+class Codec(Protocol):
+    """How payloads are read and written, the same for every bus."""
+
+    def decode(self, payload: bytes, /) -> EventBatch | Mark | Rejected | StreamEvent:
+        """Whatever a payload of an events topic holds.
+
+        Raises:
+            RejectedError: it cannot be read.
+        """
+        ...
+
+    def encode_events(self, batch: EventBatch, codec: str, /) -> Iterable[bytes]:
+        """The payloads that carry `batch` under the codec of that name."""
+        ...
+
+    def encode_mark(self, mark: Mark, /) -> bytes:
+        """A mark as bytes."""
+        ...
+
+    def encode_rejected(self, item: Rejected, /) -> bytes:
+        """Unusable input as bytes."""
+        ...
 
 
 class Bus(Protocol):
@@ -80,8 +105,14 @@ class Bus(Protocol):
         """Records that may hold events of `provider` with from_ts <= src_ts < to_ts, in order."""
         ...
 
-    async def trim(self, topic: str, partition: int, before: int) -> None:
-        """Forget records below offset `before`."""
+    async def trim(
+        self, topic: str, partition: int, before: int, older_than_ns: int, max_bytes: int
+    ) -> None:
+        """Forget records below offset `before` that are old or too many.
+
+        A record goes if it was appended before `older_than_ns` (UTC ns), or, oldest first, while
+        the topic is larger than `max_bytes`. Nothing from `before` on is ever touched.
+        """
         ...
 
     async def close(self) -> None:

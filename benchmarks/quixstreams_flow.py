@@ -1,0 +1,97 @@
+"""Quix Streams: a keyed tumbling window, driven without its broker.
+
+Its windows are part of an application that reads from Kafka. Here the topic's description is filled
+in by hand and the compiled dataframe is called row by row, as its consumer loop does, so neither
+a broker nor decoding nor commits are counted: the figure is an upper bound. State is its own, in
+RocksDB behind a cache that is never written out.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from time import perf_counter
+from typing import Any
+
+from benchmarks.contender import BarRow, Contender, Result, answer_of
+from benchmarks.python_loop import bar_of
+from benchmarks.workload import LATENESS_NS, SYMBOLS, WINDOW_NS, Cache
+
+_NS_PER_MS = 1_000_000
+_TOPIC = "ticks"
+Message = tuple[bytes, int, list[Any]]
+"""Key, time in ms, and src_ts, seq, price, size."""
+
+
+def _messages(cache: Cache) -> list[Message]:
+    return [
+        (
+            event["symbol"].encode(),
+            event["src_ts"] // _NS_PER_MS,
+            [event["src_ts"], event["seq"], event["price"], event["size"]],
+        )
+        for event in cache.load().dicts()
+    ]
+
+
+def run(messages: list[Message]) -> Result:
+    from quixstreams.context import MessageContext, set_message_context
+
+    bars: list[BarRow] = []
+    end_ms = max(ts for _, ts, _ in messages) + 3_600_000
+    ends: list[Message] = [(symbol.encode(), end_ms, [0, 0, 0.0, 0.0]) for symbol in SYMBOLS]
+
+    def close(window: Any, *_: Any) -> None:
+        bars.append(bar_of([tuple(row) for row in window["value"]]))
+
+    with tempfile.TemporaryDirectory() as directory:
+        step = _compiled(directory, close)
+        started = perf_counter()
+        for offset, (key, ts, value) in enumerate([*messages, *ends]):
+            context = MessageContext(topic=_TOPIC, partition=0, offset=offset, size=1)
+            set_message_context(context)
+            step(value, key, ts, None)
+        seconds = perf_counter() - started
+    return Result(seconds, answer_of(bars, len(messages) - sum(bar[6] for bar in bars)))
+
+
+def _compiled(directory: str, close: Any) -> Any:
+    """The dataframe as one function of (value, key, time in ms, headers)."""
+    from quixstreams import Application
+    from quixstreams.models.topics import Topic, TopicConfig
+
+    application = Application(
+        "127.0.0.1:9",  # never connected to
+        consumer_group="bench",
+        state_dir=directory,
+        use_changelog_topics=False,
+        loglevel=None,
+    )
+    topic = Topic(_TOPIC)
+    retention = {"retention.ms": "3600000", "retention.bytes": "-1"}
+    topic.broker_config = TopicConfig(1, 1, extra_config=retention)
+    windows = (
+        application.dataframe(topic)
+        .tumbling_window(WINDOW_NS // _NS_PER_MS, LATENESS_NS // _NS_PER_MS)
+        .collect()
+        .final()
+    )
+    context = application._processing_context
+    context.state_manager.on_partition_assign(windows.stream_id, 0, {})
+    context.init_checkpoint()
+    return windows.compose(sink=close)[_TOPIC]
+
+
+CONTENDERS = (
+    Contender(
+        "quixstreams",
+        "engine",
+        run,
+        _messages,
+        cores=1,
+        requires=("quixstreams",),
+        optional=True,
+        rounds_max=2,
+        fresh=True,
+        remark="without broker, decoding and commits; float sums",
+    ),
+)

@@ -1,0 +1,336 @@
+"""The settings of ``configs/streaming.yaml``, section by section."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+
+from market_data_core._config_types import (
+    Interval,
+    SettingsModel,
+    Size,
+    Uri,
+    check_distinct,
+    from_env,
+)
+from market_data_core.errors import UsageError
+from market_data_core.intervals import NS_PER_MS, parse_interval
+
+STORE_URI_DEFAULT = "${MDS_DSN:-sqlite:///${MDP_HOME:-.mdp}/store.db}"
+
+_DAY_MS = 86_400_000
+_TOPIC = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,199}$"
+
+
+class RetentionSettings(SettingsModel):
+    """How long the bus keeps what every reader has passed."""
+
+    hours: float = Field(
+        default=168, gt=0, description="Age, in hours, from which records may be trimmed."
+    )
+    max_bytes: Size = Field(
+        default=20 * 10**9,
+        description="Size of a topic from which its oldest records may be trimmed: bytes, or a "
+        "text such as 20GB or 512MiB.",
+        json_schema_extra={"shown_default": "20GB"},
+    )
+
+
+class EmbeddedBusSettings(SettingsModel):
+    """The bus without a server."""
+
+    path: Path = from_env("${MDP_HOME:-.mdp}/bus", "Folder of the topics' files.")
+    synchronous: Literal["normal", "full"] = Field(
+        default="normal",
+        description="`normal`: an append survives the death of every process. `full`: also the "
+        "loss of power, at the price of one disk flush per append.",
+    )
+
+
+class RedisBusSettings(SettingsModel):
+    """Redis Streams; the stream names serve every bus."""
+
+    uri: Uri = from_env("${REDIS_URI:-redis://redis:6379/0}", "Where the Redis server is.")
+    stream: str = Field(default="mdp.events", pattern=_TOPIC, description="Topic of the events.")
+    bars_stream: str = Field(default="mdp.bars", pattern=_TOPIC, description="Topic of the bars.")
+    signals_stream: str = Field(
+        default="mdp.signals", pattern=_TOPIC, description="Topic of the signals."
+    )
+    consumer_group: str = Field(
+        default="mdp-consumers", pattern=_TOPIC, description="Group that shares the partitions."
+    )
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Self:
+        check_distinct([self.stream, self.bars_stream, self.signals_stream])
+        return self
+
+
+class KafkaBusSettings(SettingsModel):
+    """Kafka and what speaks its protocol."""
+
+    bootstrap_servers: str = from_env(
+        "${KAFKA_BOOTSTRAP:-localhost:9092}", "Brokers to begin with, host:port, comma-separated."
+    )
+
+
+class BusSettings(SettingsModel):
+    """The durable log."""
+
+    type: Literal["embedded", "redis", "kafka"] = Field(
+        default="embedded", description="Which bus; `embedded` needs no server."
+    )
+    codec: Literal["columnar", "json", "msgpack"] = Field(
+        default="columnar", description="How events are written; readers recognise every codec."
+    )
+    partitions: int = Field(
+        default=8,
+        ge=1,
+        le=1024,
+        description="Partitions of the event topic; a symbol stays in one.",
+    )
+    linger_ms: float = Field(
+        default=5, ge=0, le=1000, description="Longest wait for more events before a write, in ms."
+    )
+    retention: RetentionSettings = Field(default_factory=RetentionSettings)
+    embedded: EmbeddedBusSettings = Field(default_factory=EmbeddedBusSettings)
+    redis: RedisBusSettings = Field(default_factory=RedisBusSettings)
+    kafka: KafkaBusSettings = Field(default_factory=KafkaBusSettings)
+
+    @property
+    def events_topic(self) -> str:
+        """Topic of the events, on any bus."""
+        return self.redis.stream
+
+    @property
+    def bars_topic(self) -> str:
+        """Topic of the bars, on any bus."""
+        return self.redis.bars_stream
+
+    @property
+    def signals_topic(self) -> str:
+        """Topic of the signals, on any bus."""
+        return self.redis.signals_stream
+
+    @property
+    def group(self) -> str:
+        """Name of the consumer group, on any bus."""
+        return self.redis.consumer_group
+
+
+def _or_default_store(uri: Any) -> Any:
+    return StoreSettings().uri if uri == "" else uri
+
+
+class StoreSettings(SettingsModel):
+    """Where bars, checkpoints and bookkeeping live."""
+
+    uri: Annotated[Uri, BeforeValidator(_or_default_store)] = from_env(
+        STORE_URI_DEFAULT,
+        "`sqlite:///` and a path (a fourth slash makes it absolute) or `postgresql://…`. "
+        "Empty: the default.",
+    )
+
+
+class MicroBatchSettings(SettingsModel):
+    """From events to bars."""
+
+    window_ms: int = Field(
+        default=2000, ge=1, le=7 * _DAY_MS, description="Length of the only window, in ms."
+    )
+    windows: Annotated[
+        tuple[Interval, ...], Field(max_length=16), AfterValidator(check_distinct)
+    ] = Field(
+        default=(),
+        description="Several windows from one pass, such as `2s` and `1m`; instead of `window_ms`.",
+    )
+    max_batch_size: int = Field(
+        default=5000,
+        ge=1,
+        le=1_000_000,
+        description="Most events that are worked on at once, in events.",
+    )
+    allow_late_ms: int = Field(
+        default=500, ge=0, le=_DAY_MS, description="How far the watermark stays behind, in ms."
+    )
+    max_future_ms: int = Field(
+        default=5000,
+        ge=0,
+        le=_DAY_MS,
+        description="How far a live event may be ahead of the clock, in ms.",
+    )
+    flush_timeout_ms: int = Field(
+        default=1000,
+        ge=10,
+        le=_DAY_MS,
+        description="Silence after which a provider counts as idle, in ms.",
+    )
+    revise_horizon_ms: int = Field(
+        default=10_000,
+        ge=1,
+        le=7 * _DAY_MS,
+        description="How long a closed window can be restated by late events, in ms of event time.",
+    )
+    lease_ms: int = Field(
+        default=3000,
+        ge=100,
+        le=600_000,
+        description="Silence after which an owner's partitions may be taken over, in ms.",
+    )
+    commit_interval_ms: int = Field(
+        default=500,
+        ge=1,
+        le=60_000,
+        description="Longest time between two checkpoints under load, in ms.",
+    )
+    max_symbols_in_metrics: int = Field(
+        default=50,
+        ge=0,
+        le=10_000,
+        description="Symbols with a metric label of their own; all others share `other`.",
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.windows and "window_ms" in self.model_fields_set:
+            msg = "window_ms and windows are both given; keep one of them"
+            raise ValueError(msg)
+        reach = self.max_future_ms + self.allow_late_ms
+        if reach >= self.revise_horizon_ms:
+            msg = (
+                f"max_future_ms + allow_late_ms ({reach}) must be less than revise_horizon_ms "
+                f"({self.revise_horizon_ms}); raise revise_horizon_ms"
+            )
+            raise ValueError(msg)
+        if self.commit_interval_ms >= self.lease_ms:
+            msg = (
+                f"commit_interval_ms ({self.commit_interval_ms}) must be less than lease_ms "
+                f"({self.lease_ms})"
+            )
+            raise ValueError(msg)
+        return self
+
+    @property
+    def windows_ns(self) -> tuple[int, ...]:
+        """Lengths of all windows in nanoseconds, ascending and distinct."""
+        if self.windows:
+            return tuple(sorted(parse_interval(window) for window in self.windows))
+        return (self.window_ms * NS_PER_MS,)
+
+    @property
+    def base_ns(self) -> int:
+        """Length in nanoseconds of the base window: what divides every window, the longest such."""
+        return math.gcd(*self.windows_ns)
+
+
+class FeatureWindow(SettingsModel):
+    """One feature over one horizon."""
+
+    name: str = Field(
+        pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", description="Name of the column that rules can use."
+    )
+    horizon: Interval = Field(description="How far back it looks, such as `60s`.")
+    feature: str = Field(
+        default="", description="Family, such as `vwap`. Empty: the name without its horizon."
+    )
+
+    @model_validator(mode="after")
+    def _named(self) -> Self:
+        if self.feature:
+            return self
+        family, _, suffix = self.name.rpartition("_")
+        try:
+            matches = bool(family) and parse_interval(suffix) == parse_interval(self.horizon)
+        except UsageError:
+            matches = False
+        if not matches:
+            msg = (
+                f"name {self.name!r} is not a family and the horizon, such as "
+                f"'vwap_{self.horizon}'; rename it or give feature:"
+            )
+            raise ValueError(msg)
+        return self
+
+    @property
+    def family(self) -> str:
+        """The feature family that computes it."""
+        return self.feature or self.name.rpartition("_")[0]
+
+
+class FeaturesSettings(SettingsModel):
+    """Rolling features over bars."""
+
+    windows: tuple[FeatureWindow, ...] = Field(
+        default=(
+            FeatureWindow(name="vwap_1m", horizon="60s"),
+            FeatureWindow(name="ret_30s", horizon="30s"),
+            FeatureWindow(name="vol_5m", horizon="300s"),
+        ),
+        max_length=256,
+        description="Features with horizons of their own, beside the bare families.",
+        json_schema_extra={"shown_default": "vwap_1m, ret_30s, vol_5m"},
+    )
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Self:
+        check_distinct([window.name for window in self.windows])
+        return self
+
+
+class RulesAdapterSettings(SettingsModel):
+    """Rules over feature columns."""
+
+    enabled: bool = Field(default=True, description="Whether rules are evaluated.")
+    file: Path = Field(default=Path("configs/rules.yaml"), description="The rules.")
+
+
+class SklearnAdapterSettings(SettingsModel):
+    """A scikit-learn model."""
+
+    enabled: bool = Field(default=False, description="Whether the model is evaluated.")
+    model_path: str = Field(default="", description="The model's file.")
+    sha256: str = Field(
+        default="",
+        pattern=r"^([0-9a-fA-F]{64})?$",
+        description="Checksum the file must have, in hex.",
+    )
+
+
+class AdaptersSettings(SettingsModel):
+    """Who turns features into signals."""
+
+    rules: RulesAdapterSettings = Field(default_factory=RulesAdapterSettings)
+    sklearn: SklearnAdapterSettings = Field(default_factory=SklearnAdapterSettings)
+
+
+class InferenceSettings(SettingsModel):
+    """From features to signals."""
+
+    adapters: AdaptersSettings = Field(default_factory=AdaptersSettings)
+
+
+def _upper(value: Any) -> Any:
+    return value.upper() if isinstance(value, str) else value
+
+
+class TelemetrySettings(SettingsModel):
+    """Metrics and logs."""
+
+    metrics_host: str = Field(
+        default="127.0.0.1",
+        min_length=1,
+        description="Address that serves the metrics; `0.0.0.0`: all.",
+    )
+    metrics_port: int = Field(
+        default=9101,
+        ge=0,
+        le=65_535,
+        description="Port of `/metrics`; if it is taken, the next free one. 0: not served.",
+    )
+    log_level: Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR"], BeforeValidator(_upper)] = (
+        Field(default="INFO", description="Least severe level that is logged.")
+    )
+    log_json: bool = Field(default=False, description="Log lines as JSON objects.")

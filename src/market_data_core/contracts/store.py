@@ -1,0 +1,251 @@
+"""Where results and positions live, in one transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+from market_data_core.bars import BarBatch
+
+if TYPE_CHECKING:
+    import polars as pl
+
+
+@dataclass(frozen=True, slots=True)
+class PartitionKey:
+    """One partition as a consumer group sees it."""
+
+    group: str
+    topic: str
+    partition: int
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """Ownership of a partition, proven by its token.
+
+    Attributes:
+        token: raised at every change of owner; a commit under an older one is refused.
+        sequence: number of commits so far; each commit raises it by one.
+        checkpoint: what the last commit left, None if there was none.
+    """
+
+    key: PartitionKey
+    token: int
+    sequence: int
+    checkpoint: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """Something to publish once the transaction that decided it has committed.
+
+    Attributes:
+        destination: topic.
+        key: unique; publishing twice under one key has the effect of once.
+        payload: bytes for the bus.
+        count: events inside.
+        partition: of the destination; -1 for the same number as where it was decided.
+        provider: the events' provider, "" for several; with `min_ts` and `max_ts` (UTC ns) it
+            lets the bus find the message by time.
+    """
+
+    destination: str
+    key: str
+    payload: bytes
+    count: int = 0
+    partition: int = -1
+    provider: str = ""
+    min_ts: int = 0
+    max_ts: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class OutboxItem:
+    """A message in the outbox, with its row's id and the partition that decided it."""
+
+    id: int
+    partition: int
+    message: Message
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """A hole in what is known: [from_ts, to_ts), UTC ns; symbol ``*`` for all symbols."""
+
+    provider: str
+    symbol: str
+    from_ts: int
+    to_ts: int
+    cause: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class BadRow:
+    """A bar that the database refused for good.
+
+    Attributes:
+        batch: index into ``Group.bars``.
+        row: index into that batch.
+        error: the database's words.
+    """
+
+    batch: int
+    row: int
+    error: str
+
+
+class Group(Protocol):
+    """The unit of work: one partition's bars, checkpoint and messages, written together."""
+
+    @property
+    def claim(self) -> Claim:
+        """Who writes; ``claim.sequence`` is the number of commits before this one."""
+        ...
+
+    @property
+    def bars(self) -> Sequence[BarBatch]:
+        """Bars in the order in which they were decided."""
+        ...
+
+    @property
+    def bars_topic(self) -> str:
+        """Topic on which changed bars are published, "" for none."""
+        ...
+
+    @property
+    def gaps(self) -> Sequence[Gap]:
+        """Holes found."""
+        ...
+
+    def finish(self, bad: Sequence[BadRow]) -> tuple[bytes, Sequence[Message]]:
+        """The checkpoint and messages, given which bars could not be written.
+
+        Called inside the transaction, after the bars; must not block or have effects.
+        """
+        ...
+
+
+@dataclass(slots=True)
+class WriteCounts:
+    """What a write did to the bars it was given; the terms add up to their number.
+
+    Attributes:
+        kept: refused because the stored bar was made of more events.
+        bad: refused by the database for good.
+    """
+
+    inserted: int = 0
+    updated: int = 0
+    unchanged: int = 0
+    kept: int = 0
+    bad: int = 0
+
+    def add(self, other: WriteCounts) -> None:
+        """Add `other`, term by term."""
+        for name in ("inserted", "updated", "unchanged", "kept", "bad"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+
+
+@dataclass(slots=True)
+class CommitResult:
+    """What a commit did.
+
+    Attributes:
+        counts: over all bars of all groups.
+        outbox: what is to be published now, in order.
+        bad: partition -> its bad rows.
+    """
+
+    counts: WriteCounts = field(default_factory=WriteCounts)
+    outbox: list[OutboxItem] = field(default_factory=list)
+    bad: dict[int, list[BadRow]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class PartitionStatus:
+    """A partition's row as anybody may read it."""
+
+    key: PartitionKey
+    token: int
+    owner: str
+    heartbeat: int
+    sequence: int
+    checkpoint: bytes | None
+
+
+class Store(Protocol):
+    """A database of bars that also holds the positions of those who write them.
+
+    Every method raises TransientError while the database cannot be used; nothing was done then,
+    except that the outcome of `commit` is unknown if the connection broke inside it: read the
+    partition's `status` and compare sequence and token.
+    """
+
+    async def migrate(self) -> None:
+        """Bring the schema to this release's version; safe to call at any time."""
+        ...
+
+    async def heartbeat(
+        self, group: str, topic: str, member: str, lease_ns: int, owned: Mapping[int, int]
+    ) -> list[str]:
+        """Tell that `member` lives and still owns partition -> token; returns live members."""
+        ...
+
+    async def leave(self, group: str, topic: str, member: str) -> None:
+        """The member goes; its partitions are free at once."""
+        ...
+
+    async def claim(self, key: PartitionKey, member: str, lease_ns: int) -> Claim | None:
+        """Take a partition that is free or whose owner's lease has run out; None if neither."""
+        ...
+
+    async def release(self, claim: Claim) -> None:
+        """Give a partition up; no effect if it was lost already."""
+        ...
+
+    async def commit(
+        self, groups: Sequence[Group], published: Sequence[int], guard: Claim | None = None
+    ) -> CommitResult:
+        """Write all groups in one transaction, and forget outbox rows already `published`.
+
+        Args:
+            groups: at most one for each partition.
+            published: ids of outbox rows.
+            guard: a claim that must still hold for the commit to be allowed.
+
+        Raises:
+            FencedError: a claim no longer holds; nothing was written.
+        """
+        ...
+
+    async def outbox(self, group: str, topic: str, partition: int) -> list[OutboxItem]:
+        """What a partition's earlier owner left unpublished, in order."""
+        ...
+
+    async def status(
+        self, group: str | None = None, topic: str | None = None
+    ) -> list[PartitionStatus]:
+        """Partition rows, optionally of one group or topic."""
+        ...
+
+    async def forget(self, group: str, topic: str) -> None:
+        """Remove a topic's partition rows (an abandoned lane)."""
+        ...
+
+    async def bars(
+        self,
+        symbol: str | None = None,
+        interval: str | None = None,
+        provider: str | None = None,
+        start: int | None = None,
+        end: int | None = None,
+    ) -> pl.DataFrame:
+        """Bars with start <= ts < end (UTC ns), ordered by key; None means any."""
+        ...
+
+    async def close(self) -> None:
+        """Release everything."""
+        ...

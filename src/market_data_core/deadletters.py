@@ -1,0 +1,62 @@
+"""Dead letters: what could not become a bar, with the reason and the bytes as they came."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from market_data_core.errors import RejectedError
+
+MAGIC = b"MDPD"
+"""First bytes of an encoded list of dead letters."""
+
+
+class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
+    """One piece of input that was set aside.
+
+    Attributes:
+        reason: a word of ``market_data_core.events.REASONS``.
+        detail: a sentence for a person.
+        topic: log it was read from; with `partition` and `offset` its position.
+        original: the bytes as they came (for an event from a columnar batch, its JSON).
+        where: file and line of a recording, "" otherwise.
+        provider: the feed, "" where it cannot be told.
+        symbol: likewise.
+        src_ts: event time, UTC ns, 0 where it cannot be told.
+        events: how many events it stands for.
+    """
+
+    reason: str
+    detail: str
+    topic: str
+    partition: int
+    offset: int
+    original: bytes
+    where: str = ""
+    provider: str = ""
+    symbol: str = ""
+    src_ts: int = 0
+    events: int = 1
+
+
+_decoder = msgspec.msgpack.Decoder(list[DeadLetter])
+
+
+def encode_letters(letters: Sequence[DeadLetter]) -> bytes:
+    """The letters as one message of the dead-letter topic."""
+    return MAGIC + msgspec.msgpack.encode(list(letters))
+
+
+def decode_letters(payload: bytes) -> list[DeadLetter]:
+    """The letters of one message.
+
+    Raises:
+        RejectedError: reason ``malformed``.
+    """
+    try:
+        if payload[: len(MAGIC)] != MAGIC:
+            raise ValueError("not a list of dead letters")  # noqa: EM101
+        return _decoder.decode(payload[len(MAGIC) :])
+    except (msgspec.MsgspecError, ValueError) as error:
+        raise RejectedError("malformed", f"dead-letter message: {error}") from error

@@ -1,0 +1,248 @@
+"""One topic of the embedded bus: a SQLite file and the connections one process has to it."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+import uuid
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+from market_data_core.errors import LogLostError, UsageError
+from market_data_core.records import Bounds, Entry, Record, TopicInfo
+from market_data_store.sqlite_file import connect, damaged, fold_log, inode_of, translated
+
+_APPLICATION_ID = 0x4D445042
+_FORMAT = 1
+_PAGE_SIZE = 16_384
+_FOLD_AT, _FOLD_FORCED_AT = 8 << 20, 512 << 20
+_OFFSET_BITS = 44  # a record's key is partition << 44 | offset: one b-tree, ranges by partition
+_RECORD = "id, append_ts, count, received, checksum, payload"
+_SCHEMA = (
+    "CREATE TABLE IF NOT EXISTS meta(name TEXT PRIMARY KEY, value) WITHOUT ROWID",
+    """CREATE TABLE IF NOT EXISTS heads(
+        partition INTEGER PRIMARY KEY, next INTEGER NOT NULL, received INTEGER NOT NULL,
+        source INTEGER NOT NULL)""",
+    """CREATE TABLE IF NOT EXISTS log(
+        id INTEGER PRIMARY KEY, append_ts INTEGER NOT NULL, count INTEGER NOT NULL,
+        received INTEGER NOT NULL, checksum INTEGER NOT NULL, provider TEXT NOT NULL,
+        min_ts INTEGER NOT NULL, max_ts INTEGER NOT NULL, payload BLOB NOT NULL)""",
+    "CREATE INDEX IF NOT EXISTS log_times ON log(provider, max_ts) WHERE count > 0",
+    "CREATE TABLE IF NOT EXISTS keys(key TEXT PRIMARY KEY, id INTEGER NOT NULL) WITHOUT ROWID",
+)
+
+
+class TopicFile:
+    """Blocking access to one topic; appends and reads may run in different threads."""
+
+    def __init__(
+        self, path: Path, name: str, partitions: int | None, synchronous: Literal["normal", "full"]
+    ) -> None:
+        self._path = path
+        self._closing = threading.Lock()
+        self._write = connect(path, _APPLICATION_ID, synchronous, _PAGE_SIZE)
+        with translated(path):
+            self.info = self._create(name, partitions)
+        self._read = connect(path, _APPLICATION_ID, synchronous)
+        self._watch = connect(path, _APPLICATION_ID, synchronous)
+        self._folder = connect(path, _APPLICATION_ID, synchronous)
+        self._inode = inode_of(path)
+
+    def close(self) -> None:
+        """Close the connections."""
+        with self._closing:
+            for db in (self._read, self._watch, self._folder, self._write):
+                db.close()
+
+    def _create(self, name: str, partitions: int | None) -> TopicInfo:
+        db = self._write
+        rows = self._meta()
+        if rows is None:
+            if partitions is None:
+                raise damaged(self._path, "it holds no topic")
+            db.execute("BEGIN IMMEDIATE")
+            for statement in _SCHEMA:
+                db.execute(statement)
+            if not db.execute("SELECT 1 FROM meta").fetchone():
+                values = {"format": _FORMAT, "log_id": uuid.uuid4().hex, "partitions": partitions}
+                db.executemany("INSERT INTO meta VALUES (?, ?)", values.items())
+                heads = [(p,) for p in range(partitions)]
+                db.executemany("INSERT INTO heads VALUES (?, 0, 0, 0)", heads)
+            db.execute("COMMIT")
+            rows = self._meta() or {}
+        if rows.get("format") != _FORMAT:
+            msg = (
+                f"{self._path} has format {rows.get('format')}, this release reads {_FORMAT}; "
+                "use the release that wrote it, or move it away"
+            )
+            raise UsageError(msg)
+        return TopicInfo(name, str(rows["log_id"]), int(str(rows["partitions"])))
+
+    def _meta(self) -> dict[str, object] | None:
+        found = self._write.execute("SELECT 1 FROM sqlite_schema WHERE name = 'meta'").fetchone()
+        return dict(self._write.execute("SELECT name, value FROM meta")) if found else None
+
+    def append(self, entries: Sequence[Entry], now_ns: int) -> None:
+        """Append all entries, or none; on return they are durable.
+
+        Raises:
+            LogLostError: the file was removed or replaced while in use.
+            TransientError: locked, or the disk is full.
+        """
+        if inode_of(self._path) != self._inode:
+            msg = f"{self._path} was removed or replaced while in use; restart to begin a new log"
+            raise LogLostError(msg)
+        db = self._write
+        with translated(self._path):
+            db.execute("BEGIN IMMEDIATE")
+            try:
+                self._insert(db, entries, now_ns)
+                db.execute("COMMIT")
+            except BaseException:
+                if db.in_transaction:
+                    db.execute("ROLLBACK")
+                raise
+
+    def _insert(self, db: sqlite3.Connection, entries: Sequence[Entry], now_ns: int) -> None:
+        heads = {
+            p: [nxt, received, source]
+            for p, nxt, received, source in db.execute("SELECT * FROM heads")
+        }
+        rows = []
+        for e in entries:
+            head = heads[e.partition]
+            key = e.partition << _OFFSET_BITS | head[0]
+            if (
+                e.key
+                and not db.execute(
+                    "INSERT INTO keys VALUES (?, ?) ON CONFLICT DO NOTHING", (e.key, key)
+                ).rowcount
+            ):
+                continue
+            checksum = zlib.crc32(e.payload)
+            rows.append(
+                (key, now_ns, e.count, head[1], checksum, e.provider, e.min_ts, e.max_ts, e.payload)
+            )
+            head[0] += 1
+            head[1] += e.count
+            head[2] = max(head[2], e.source)
+        db.executemany("INSERT INTO log VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
+        touched = {e.partition for e in entries}
+        db.executemany(
+            "UPDATE heads SET next = ?, received = ?, source = ? WHERE partition = ?",
+            [(*heads[p], p) for p in touched],
+        )
+
+    def bounds(self, partition: int) -> Bounds:
+        """What the partition holds now."""
+        low = partition << _OFFSET_BITS
+        with translated(self._path):
+            nxt, received, source, first = self._read.execute(
+                """SELECT next, received, source,
+                    (SELECT min(id) FROM log WHERE id >= ? AND id < ?)
+                    FROM heads WHERE partition = ?""",
+                (low, low + (1 << _OFFSET_BITS), partition),
+            ).fetchone()
+        return Bounds(nxt if first is None else first - low, nxt, received, source)
+
+    def version(self) -> int:
+        """A number that changes with every commit of another connection."""
+        with translated(self._path):
+            (version,) = self._watch.execute("PRAGMA data_version").fetchone()
+        return int(version)
+
+    def read(self, positions: Mapping[int, int], max_bytes: int) -> dict[int, list[Record]]:
+        """Records from each position on, `max_bytes` shared evenly, at least one of each.
+
+        Raises:
+            LogLostError: a position is outside what the log holds.
+        """
+        found: dict[int, list[Record]] = {}
+        share = max_bytes // max(1, len(positions))
+        with translated(self._path):
+            for partition, position in positions.items():
+                low = partition << _OFFSET_BITS
+                rows = self._read.execute(
+                    f"SELECT {_RECORD} FROM log WHERE id >= ? AND id < ? ORDER BY id",
+                    (low | position, low + (1 << _OFFSET_BITS)),
+                )
+                records, size = [], 0
+                for row in rows:
+                    records.append(_record(row))
+                    size += len(row[5])
+                    if size >= share:
+                        break
+                if records:
+                    found[partition] = records
+                    self._require(partition, records[0].offset == position, position)
+                else:
+                    self._require(partition, self.bounds(partition).next == position, position)
+        return found
+
+    def _require(self, partition: int, holds: bool, position: int) -> None:
+        if not holds:
+            b = self.bounds(partition)
+            msg = (
+                f"{self._path}, partition {partition}: position {position} is not in the log, "
+                f"which holds {b.first} to {b.next}"
+            )
+            raise LogLostError(msg)
+
+    def checksum(self, partition: int, offset: int) -> int | None:
+        """CRC-32 of the record at `offset`, None if there is none."""
+        with translated(self._path):
+            row = self._read.execute(
+                "SELECT checksum FROM log WHERE id = ?", (partition << _OFFSET_BITS | offset,)
+            ).fetchone()
+        return row[0] if row else None
+
+    def scan(self, partition: int, provider: str, from_ts: int, to_ts: int) -> list[Record]:
+        """Records of `provider` that reach into [from_ts, to_ts), in order."""
+        low = partition << _OFFSET_BITS
+        with translated(self._path):
+            rows = self._read.execute(
+                f"""SELECT {_RECORD} FROM log
+                    WHERE count > 0 AND provider = ? AND max_ts >= ? AND min_ts < ?
+                    AND id >= ? AND id < ? ORDER BY id""",
+                (provider, from_ts, to_ts, low, low + (1 << _OFFSET_BITS)),
+            ).fetchall()
+        return [_record(row) for row in rows]
+
+    def trim(self, partition: int, before: int, older_than_ns: int, max_bytes: int) -> None:
+        """Forget records below `before` that are old, or the oldest tenth if too much is kept."""
+        low = partition << _OFFSET_BITS
+        db = self._write
+        with translated(self._path):
+            pages = [
+                db.execute(f"PRAGMA {p}").fetchone()[0] for p in ("page_count", "freelist_count")
+            ]
+            first = self.bounds(partition).first
+            if (pages[0] - pages[1]) * _PAGE_SIZE > max_bytes:
+                end = first + (before - first + 9) // 10
+            else:
+                (end,) = db.execute(
+                    "SELECT coalesce(min(id), ?) - ? FROM log WHERE id >= ? AND id < ? AND append_ts >= ?",
+                    (low | before, low, low, low | before, older_than_ns),
+                ).fetchone()
+            if end <= first:
+                return
+            db.execute("BEGIN IMMEDIATE")
+            db.execute("DELETE FROM keys WHERE id >= ? AND id < ?", (low, low | end))
+            db.execute("DELETE FROM log WHERE id >= ? AND id < ?", (low, low | end))
+            db.execute("COMMIT")
+
+    def fold(self) -> None:
+        """Fold the write-ahead log back into the file, if it has grown."""
+        with self._closing, translated(self._path):
+            try:
+                fold_log(self._folder, self._path, _FOLD_AT, _FOLD_FORCED_AT)
+            except sqlite3.ProgrammingError:
+                return  # closed meanwhile
+
+
+def _record(row: tuple[int, int, int, int, int, bytes]) -> Record:
+    key, append_ts, count, received, checksum, payload = row
+    partition, offset = key >> _OFFSET_BITS, key & ((1 << _OFFSET_BITS) - 1)
+    return Record(partition, offset, payload, append_ts, count, received, checksum)

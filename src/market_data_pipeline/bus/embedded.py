@@ -1,0 +1,173 @@
+"""The embedded bus: each topic is one SQLite file, shared by any number of processes.
+
+Appends are durable against the death of every process (``synchronous=NORMAL``), against power
+loss too with ``FULL``. The write-ahead log is folded back by a thread of its own, so that no
+append waits for a disk flush.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from market_data_core.clock import Clock, SystemClock
+from market_data_core.config import EmbeddedBusSettings
+from market_data_core.errors import UsageError
+from market_data_core.records import Bounds, Entry, Record, TopicInfo
+from market_data_core.registry import Backend
+from market_data_pipeline.bus._topic_file import TopicFile
+
+T = TypeVar("T")
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
+_WATCH_MIN_S, _WATCH_MAX_S = 0.001, 0.005
+_FOLD_EVERY_S = 0.25
+
+
+class EmbeddedBus:
+    """Implements :class:`market_data_core.contracts.bus.Bus` on files in one folder."""
+
+    def __init__(
+        self,
+        path: Path,
+        synchronous: Literal["normal", "full"] = "normal",
+        clock: Clock | None = None,
+    ) -> None:
+        self._path = path
+        self._synchronous = synchronous
+        self._clock = clock or SystemClock()
+        self._files: dict[str, TopicFile] = {}
+        self._writer = ThreadPoolExecutor(1, "bus-write")
+        self._reader = ThreadPoolExecutor(1, "bus-read")
+        self._appended = asyncio.Event()
+        self._folding: asyncio.Task[None] | None = None
+
+    async def create_topic(self, name: str, partitions: int) -> TopicInfo:
+        """The topic, created if it does not exist."""
+        topic = self._open(name, partitions)
+        if topic.info.partitions != partitions:
+            msg = (
+                f"topic {name!r} has {topic.info.partitions} partitions, the configuration says "
+                f"{partitions}; set bus.partitions to {topic.info.partitions}"
+            )
+            raise UsageError(msg)
+        return topic.info
+
+    async def find_topic(self, name: str) -> TopicInfo | None:
+        """The topic, or None if it does not exist."""
+        return self._open(name).info if self._file(name).exists() else None
+
+    async def topics(self) -> list[TopicInfo]:
+        """All topics, by name."""
+        names = sorted(p.name.removesuffix(".db") for p in self._path.glob("*.db"))
+        return [self._open(name).info for name in names]
+
+    async def drop_topic(self, name: str) -> None:
+        """Remove a topic and all it holds."""
+        topic = self._files.pop(name, None)
+        if topic:
+            topic.close()
+        for suffix in ("", "-wal", "-shm"):
+            Path(f"{self._file(name)}{suffix}").unlink(missing_ok=True)
+
+    async def append(self, topic: str, entries: Sequence[Entry]) -> None:
+        """Append all entries in one transaction."""
+        file = self._open(topic)
+        await self._in(self._writer, lambda: file.append(entries, self._clock.now_ns()))
+        self._appended.set()
+        if self._folding is None:
+            self._folding = asyncio.create_task(self._fold())
+
+    async def bounds(self, topic: str, partition: int) -> Bounds:
+        """What the partition holds now."""
+        file = self._open(topic)
+        return await self._in(self._reader, lambda: file.bounds(partition))
+
+    async def poll(
+        self, topic: str, positions: Mapping[int, int], max_bytes: int, timeout_s: float
+    ) -> dict[int, list[Record]]:
+        """Records from each partition's position on; waits up to `timeout_s` for some."""
+        file = self._open(topic)
+        loop = asyncio.get_running_loop()
+        deadline, pause = loop.time() + timeout_s, _WATCH_MIN_S
+        while True:
+            self._appended.clear()
+            version = file.version()
+            found = await self._in(self._reader, lambda: file.read(positions, max_bytes))
+            if found:
+                return found
+            while file.version() == version and not self._appended.is_set():
+                left = deadline - loop.time()
+                if left <= 0:
+                    return {}
+                try:  # our own appends wake us; those of other processes are looked for
+                    await asyncio.wait_for(self._appended.wait(), min(pause, left))
+                except TimeoutError:
+                    pause = min(pause * 1.5, _WATCH_MAX_S)
+
+    async def checksum(self, topic: str, partition: int, offset: int) -> int | None:
+        """CRC-32 of the record at `offset`, None if there is no such record."""
+        file = self._open(topic)
+        return await self._in(self._reader, lambda: file.checksum(partition, offset))
+
+    async def scan(
+        self, topic: str, partition: int, provider: str, from_ts: int, to_ts: int
+    ) -> list[Record]:
+        """Records that may hold events of `provider` in the range, in order."""
+        file = self._open(topic)
+        return await self._in(self._reader, lambda: file.scan(partition, provider, from_ts, to_ts))
+
+    async def trim(
+        self, topic: str, partition: int, before: int, older_than_ns: int, max_bytes: int
+    ) -> None:
+        """Forget records below offset `before` that are old or too many."""
+        file = self._open(topic)
+        await self._in(self._writer, lambda: file.trim(partition, before, older_than_ns, max_bytes))
+
+    async def close(self) -> None:
+        """Close all files; no error if called twice."""
+        if self._folding:
+            self._folding.cancel()
+            await asyncio.gather(self._folding, return_exceptions=True)
+            self._folding = None
+        self._writer.shutdown()
+        self._reader.shutdown()
+        for topic in self._files.values():
+            topic.close()
+        self._files.clear()
+
+    async def _fold(self) -> None:
+        while True:
+            await asyncio.sleep(_FOLD_EVERY_S)
+            for topic in list(self._files.values()):
+                await asyncio.to_thread(topic.fold)
+
+    @staticmethod
+    async def _in(pool: ThreadPoolExecutor, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(pool, work)
+
+    def _file(self, name: str) -> Path:
+        if not _NAME.fullmatch(name):
+            msg = f"{name!r} is not a topic name: letters, digits, '.', '_' and '-' only"
+            raise UsageError(msg)
+        return self._path / f"{name}.db"
+
+    def _open(self, name: str, partitions: int | None = None) -> TopicFile:
+        if name not in self._files:
+            file = self._file(name)
+            self._files[name] = TopicFile(file, name, partitions, self._synchronous)
+        return self._files[name]
+
+
+def _open(settings: Any, clock: Clock) -> EmbeddedBus:
+    embedded = settings.embedded
+    return EmbeddedBus(Path(embedded.path), embedded.synchronous, clock)
+
+
+BACKEND = Backend(
+    "embedded", "SQLite files in one folder; needs no server.", EmbeddedBusSettings, _open
+)

@@ -1,0 +1,119 @@
+"""Every metric of the pipeline, by the names that dashboards and alerts use.
+
+Units stand last in a name. Label sets are bounded: a label that could take any value (a symbol)
+goes through :class:`BoundedLabel`.
+"""
+
+from __future__ import annotations
+
+from prometheus_client import Counter, Gauge, Histogram
+
+# Windows are 0.5 to 10 s long and are to be committed within 1.5 times their length.
+_WINDOW_MS = (
+    100, 250, 500, 600, 750, 1000, 1250, 1500, 1750, 2000, 2250, 2500, 2750, 3000, 3500, 4000,
+    5000, 6000, 7500, 8750, 10_000, 12_500, 15_000, 20_000, 30_000, 60_000,
+)  # fmt: skip
+_WRITE_S = (
+    0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
+)  # fmt: skip
+
+STREAM_EVENTS_INGESTED = Counter(
+    "stream_events_ingested_total",
+    "Events written to the bus.",
+    ["bus", "topic", "provider"],
+)
+STREAM_CONSUMER_LAG_MS = Gauge(
+    "stream_consumer_lag_ms",
+    "Now minus the ingest time of the oldest unread entry, in milliseconds; 0 when all is read.",
+    ["topic", "group", "consumer"],
+)
+
+MICROBATCH_FLUSH = Counter(
+    "microbatch_flush_total",
+    "Windows committed, by window length in milliseconds; symbols beyond the configured bound "
+    "are counted as 'other'.",
+    ["window_ms", "symbol"],
+)
+# Only ever rises. The client library ends the name of every Counter in _total, which this name,
+# known to dashboards, does not have.
+MICROBATCH_FLUSH_ROWS = Gauge(
+    "microbatch_flush_rows",
+    "Bars committed since the start of the process, by window length in milliseconds.",
+    ["window_ms"],
+)
+MICROBATCH_WINDOW_LATENCY_MS = Histogram(
+    "microbatch_window_latency_ms",
+    "From the start of a base window to the commit of its bars, in milliseconds.",
+    buckets=_WINDOW_MS,
+)
+MICROBATCH_OPEN_WINDOWS = Gauge(
+    "microbatch_open_windows",
+    "Base windows that hold events and are not committed as final.",
+)
+
+STORE_WRITE_DURATION_SECONDS = Histogram(
+    "store_write_duration_seconds",
+    "Duration of one write transaction, in seconds, by the table it is for.",
+    ["table"],
+    buckets=_WRITE_S,
+)
+STORE_BARS_WRITTEN = Counter(
+    "store_bars_written_total",
+    "Bars sent to the store, by method of writing and outcome.",
+    ["method", "status"],
+)
+STORE_BARS_WRITE_LATENCY_SECONDS = Histogram(
+    "store_bars_write_latency_seconds",
+    "Duration of writing one group of bars, in seconds.",
+    ["method"],
+    buckets=_WRITE_S,
+)
+
+PIPELINE_HEARTBEAT_TIMESTAMP_SECONDS = Gauge(
+    "pipeline_heartbeat_timestamp_seconds",
+    "When the component last went round its loop, in seconds since 1970.",
+    ["component"],
+)
+PIPELINE_EVENTS = Counter(
+    "pipeline_events_total",
+    "Events by stage and what became of them: received, stored, deduplicated, late, "
+    "dead_lettered, lost.",
+    ["stage", "outcome"],
+)
+PIPELINE_EVENTS_OPEN = Gauge(
+    "pipeline_events_open",
+    "Events that are received and wait in windows that are not committed yet.",
+)
+ERRORS = Counter(
+    "errors_total",
+    "Errors by component and reason.",
+    ["component", "reason"],
+)
+RETRIES = Counter(
+    "retries_total",
+    "Calls that were made again after a transient error.",
+    ["component"],
+)
+
+OTHER = "other"
+"""The label value that everything beyond a bound shares."""
+
+
+class BoundedLabel:
+    """At most `limit` values of a label; the first ones to come keep their names.
+
+    A value keeps its label for the life of the process, so no counter ever changes its meaning.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._known: set[str] = set()
+
+    def __call__(self, value: str) -> str:
+        """`value` itself, or ``other`` once `limit` values are taken."""
+        if value in self._known:
+            return value
+        if len(self._known) >= self._limit:
+            return OTHER
+        self._known.add(value)
+        return value

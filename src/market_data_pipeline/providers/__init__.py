@@ -1,0 +1,1 @@
+"""Where events come from: live feeds and recordings, one file each."""

@@ -1,0 +1,209 @@
+"""NDJSON of version-1 events: a column parser that is as strict as the one for single events."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+
+import numpy as np
+import polars as pl
+
+from market_data_core.errors import RejectedError, UsageError
+from market_data_core.events import EVENT_VERSION, Rejected, StreamEvent, decode_event, parse_ts
+from market_data_core.intervals import canonical_interval
+from market_data_pipeline.providers._formats.inputs import Block, Input, count_byte, line_blocks
+from market_data_pipeline.providers._formats.options import RecordingOptions
+from market_data_pipeline.providers._formats.rows import (
+    Problems,
+    Rows,
+    Session,
+    renamed,
+    stream_column,
+    text_codes,
+)
+from market_data_pipeline.providers._formats.times import iso_column
+
+_NUMBERS = ("o", "h", "l", "c", "v")
+_TEXTS = ("provider", "symbol", "kind", "interval", "src_ts", "ingest_ts")
+_SCHEMA = {
+    "ver": pl.Int64(),
+    "seq": pl.Int64(),
+    **dict.fromkeys(_NUMBERS, pl.Float64()),
+    **dict.fromkeys(_TEXTS, pl.String()),
+}
+_OPTIONAL: dict[str, str | int] = {"kind": "tick", "interval": "1s", "seq": 0}
+_STRICT_LINES = 64
+_PARTS = 16
+_QUOTE, _BRACE = ord('"'), ord("{")
+
+
+class NdjsonFormat:
+    """A file of version-1 events, one a line."""
+
+    numbered = True
+
+    def __init__(self, source: Input, options: RecordingOptions) -> None:
+        self._source = source
+        self._options = options
+
+    def read(self, session: Session) -> Iterator[Rows]:
+        """Yield the file's rows in file order (see ``Format.read``)."""
+        options = self._options
+        for block in line_blocks(self._source, options.chunk_events, options.max_line_bytes):
+            if block.reason:
+                yield rejected_block(session, block, self._source.label)
+            else:
+                yield self._parse(session, block)
+
+    def _parse(self, session: Session, block: Block) -> Rows:
+        """By columns; where that refuses, in ever smaller parts, and at last line by line."""
+        if block.lines <= _STRICT_LINES:
+            return self._by_line(session, block)
+        rows = self._by_column(session, block)
+        if rows is not None:
+            return rows
+        return Rows.concat([self._parse(session, part) for part in block.split(_PARTS)])
+
+    def _by_column(self, session: Session, block: Block) -> Rows | None:
+        """Rows of a block in which every line is one event; None if that is not certain."""
+        frame = _frame(block)
+        if frame is None:
+            return None
+        texts = {name: text_codes(frame[name])[0] for name in ("provider", "kind", "interval")}
+        symbols, codes = text_codes(frame["symbol"])
+        if (
+            not all(symbols)
+            or not all(texts["provider"])
+            or not {"tick", "bar"}.issuperset(texts["kind"])
+        ):
+            return None
+        try:
+            intervals = {text: canonical_interval(text) for text in texts["interval"]}
+        except UsageError:
+            return None
+        src_ts, details = iso_column(frame["src_ts"])
+        ingest_ts = src_ts
+        if not frame["ingest_ts"].null_count():
+            ingest_ts, more = iso_column(frame["ingest_ts"])
+            details = more | details
+        o, h, low, close, volume = (frame[name].to_numpy() for name in _NUMBERS)
+        rows = Rows(
+            stream_column(
+                session,
+                len(frame),
+                frame["provider"],
+                frame["kind"],
+                renamed(frame["interval"], intervals),
+            ),
+            session.symbol_ids(symbols)[codes],
+            src_ts,
+            frame["seq"].to_numpy(),
+            ingest_ts,
+            close,
+            volume,
+            None if all(np.array_equal(x, close) for x in (o, h, low)) else (o, h, low),
+        )
+        problems = {i: ("bad_timestamp", detail) for i, detail in details.items()}
+        lines: list[bytes] = []
+
+        def original(i: int) -> tuple[bytes, str]:
+            lines.extend([] if lines else block.data.split(b"\n"))
+            return lines[i], f"{self._source.label}:{block.line + i}"
+
+        return session.checked(rows, problems, original)
+
+    def _by_line(self, session: Session, block: Block) -> Rows:
+        """Rows of any block; the reference for what an event is."""
+        lines = block.numbered_lines()
+        problems: Problems = {}
+        columns: list[tuple[int, str, int, int, int, float, float, float, float, float]] = []
+        for i, (_, line) in enumerate(lines):
+            try:
+                event = _event(line)
+                src_ts = parse_ts(event.src_ts)
+                ingest_ts = parse_ts(event.ingest_ts) if event.ingest_ts else src_ts
+                interval = _interval(event.interval)
+            except RejectedError as error:
+                problems[i] = (error.reason, str(error))
+                columns.append((0, "", 0, 0, 0, 0.0, 0.0, 0.0, 0.0, 0.0))
+                continue
+            stream = session.stream_id(event.provider, event.kind, interval)
+            prices = (event.o, event.h, event.l, event.c, event.v)
+            columns.append((stream, event.symbol, src_ts, event.seq, ingest_ts, *prices))
+        streams, symbols, src, seq, ingest, *values = (
+            zip(*columns, strict=True) if columns else ((),) * 10
+        )
+        o, h, low, close, volume = (np.array(column, np.float64) for column in values)
+        same = all(np.array_equal(x, close) for x in (o, h, low))
+        rows = Rows(
+            np.array(streams, np.uint32),
+            session.symbol_ids(symbols),
+            np.array(src, np.int64),
+            np.array(seq, np.int64),
+            np.array(ingest, np.int64),
+            close,
+            volume,
+            None if same else (o, h, low),
+        )
+        label = self._source.label
+        return session.checked(rows, problems, lambda i: (lines[i][1], f"{label}:{lines[i][0]}"))
+
+
+def rejected_block(session: Session, block: Block, label: str) -> Rows:
+    """The row of a piece that could not be cut into whole lines."""
+    detail = {
+        "too_long": "a piece of a line that is longer than max_line_bytes",
+        "malformed": "the compressed data is cut off or damaged in this line",
+    }[block.reason]
+    return session.rejected_rows(
+        [Rejected(block.reason, detail, block.data, f"{label}:{block.line}")]
+    )
+
+
+def _frame(block: Block) -> pl.DataFrame | None:
+    """The block's columns, without nulls but for ingest_ts; None unless all lines are plain.
+
+    The column parser takes a number or a list where a text should be, ignores the second of two
+    equal keys and turns lone surrogates into NUL. All of that changes the number of quotes,
+    braces or brackets, or needs a backslash, so the block must have exactly the quotes that the
+    values found account for.
+    """
+    data, lines = block.data, block.lines
+    if b"\\" in data or b"[" in data or count_byte(data, _BRACE) != lines:
+        return None
+    try:
+        frame = pl.read_ndjson(io.BytesIO(data), schema=_SCHEMA)
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException):
+        return None
+    if len(frame) != lines:
+        return None
+    absent = {s.name for s in frame.iter_columns() if s.null_count() == lines}
+    if not absent.issubset({*_OPTIONAL, "ingest_ts"}) or (absent and b"null" in data):
+        return None
+    if any(s.null_count() for s in frame.iter_columns() if s.name not in absent):
+        return None
+    quotes = 2 * lines * (len(_SCHEMA) + len(_TEXTS))
+    quotes -= 2 * lines * sum(1 + (name in _TEXTS) for name in absent)
+    with_event_id = quotes + 4 * lines  # "event_id":"…"
+    if count_byte(data, _QUOTE) not in (quotes, with_event_id):
+        return None
+    if not (frame["ver"] == EVENT_VERSION).all():
+        return None
+    return frame.with_columns(
+        pl.lit(_OPTIONAL[name], dtype=_SCHEMA[name]).alias(name)
+        for name in absent.intersection(_OPTIONAL)
+    )
+
+
+def _interval(text: str) -> str:
+    try:
+        return canonical_interval(text)
+    except UsageError as error:
+        raise RejectedError(reason="bad_type", message=str(error)) from error
+
+
+def _event(line: bytes) -> StreamEvent:
+    if line[0] >= 0x80:  # would be taken for msgpack
+        msg = "the line is not a JSON object"
+        raise RejectedError(reason="malformed", message=msg)
+    return decode_event(line)

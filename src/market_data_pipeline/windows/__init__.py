@@ -1,0 +1,1 @@
+"""Event-time windows: assignment, watermark, exact aggregation, and the engine that joins them."""

@@ -1,0 +1,201 @@
+"""What a lane has to know of the lanes and feeds that were there before it."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import msgspec
+import numpy as np
+
+from market_data_core.contracts.bus import Bus, Codec
+from market_data_core.contracts.store import Store
+from market_data_core.deadletters import DeadLetter, decode_letters
+from market_data_core.errors import RejectedError
+from market_data_core.events import BatchBuilder, EventBatch, StreamEvent
+from market_data_core.partitioning import partition_of
+from market_data_core.records import Record, TopicInfo
+from market_data_pipeline.windows.assigner import FOREVER, NEVER, WindowSpec, floor_to
+from market_data_pipeline.windows.checkpoint import Checkpoint, decode_checkpoint
+
+Ledger = dict[tuple[str, int, int], Counter[bytes]]
+"""(topic, partition, offset) -> the events of that record that were set aside, as JSON."""
+
+
+class RawEvents:
+    """Ticks as the log holds them, less what was set aside as late or contradictory.
+
+    Args:
+        bus: the log.
+        codec: how payloads are read.
+        letters_topic: where dead letters are.
+        max_future_ns: the live lane's bound on times ahead of the append.
+        live_topic: the topic it applies to.
+    """
+
+    def __init__(
+        self, bus: Bus, codec: Codec, letters_topic: str, max_future_ns: int, live_topic: str
+    ) -> None:
+        self._bus, self._codec = bus, codec
+        self._letters_topic = letters_topic
+        self._max_future_ns, self._live_topic = max_future_ns, live_topic
+
+    async def ledger(self, provider: str, from_ts: int, to_ts: int) -> Ledger:
+        """Events of `provider` in the range that were set aside."""
+        found: Ledger = {}
+        if await self._bus.find_topic(self._letters_topic) is None:
+            return found
+        records = await self._bus.scan(self._letters_topic, 0, provider, from_ts, to_ts)
+        for letter in (letter for r in records for letter in decode_letters(r.payload)):
+            if letter.reason in ("late", "id_conflict"):
+                key = (letter.topic, letter.partition, letter.offset)
+                found.setdefault(key, Counter())[_identity(letter)] += 1
+        return found
+
+    async def read(
+        self, info: TopicInfo, partition: int, provider: str, from_ts: int, to_ts: int
+    ) -> list[EventBatch]:
+        """Ticks of `provider` in [from_ts, to_ts) in log order."""
+        ledger = await self.ledger(provider, from_ts, to_ts)
+        batches = []
+        for record in await self._bus.scan(info.name, partition, provider, from_ts, to_ts):
+            for batch in self._decode(record):
+                kept = self._valid(batch, record, info, ledger)
+                kept = kept.take((kept.src_ts >= from_ts) & (kept.src_ts < to_ts))
+                if kept.provider == provider and kept.kind == "tick" and len(kept):
+                    batches.append(kept)
+        return batches
+
+    def _decode(self, record: Record) -> list[EventBatch]:
+        try:
+            item = self._codec.decode(record.payload)
+            if isinstance(item, StreamEvent):
+                builder = BatchBuilder()
+                builder.add(item, record.append_ts)
+                return builder.build()[0]
+        except RejectedError:
+            return []  # it is a dead letter
+        return [item] if isinstance(item, EventBatch) else []
+
+    def _valid(
+        self, batch: EventBatch, record: Record, info: TopicInfo, ledger: Ledger
+    ) -> EventBatch:
+        mine = [partition_of(s, info.partitions) == record.partition for s in batch.symbols]
+        keep = np.array(mine)[batch.codes]
+        if info.name == self._live_topic:
+            keep &= batch.src_ts <= record.append_ts + self._max_future_ns
+        aside = ledger.get((info.name, record.partition, record.offset))
+        if aside:
+            left = aside.copy()
+            # of equal copies the later ones were set aside: the first is the one that counted
+            events = [_plain(event) for event in batch.events()]
+            for i in range(len(events) - 1, -1, -1):
+                if keep[i] and left[events[i]] > 0:
+                    left[events[i]] -= 1
+                    keep[i] = False
+        return batch if keep.all() else batch.take(keep)
+
+
+def _plain(event: StreamEvent) -> bytes:
+    return msgspec.json.encode((event.symbol, event.src_ts, event.seq, event.o, event.h, event.l,
+                                event.c, event.v))  # fmt: skip
+
+
+def _identity(letter: DeadLetter) -> bytes:
+    return _plain(msgspec.json.decode(letter.original, type=StreamEvent))
+
+
+class LaneHistory:
+    """Implements :class:`market_data_pipeline.windows.micro_batcher.History`.
+
+    Args:
+        bus: where the other topics are.
+        store: where their positions are.
+        raw: reads their events.
+        group: consumer group.
+        lane: the lane's own topic.
+        live: the live topic.
+        partitions: of the lane.
+        spec: the windows.
+    """
+
+    def __init__(
+        self,
+        bus: Bus,
+        store: Store,
+        raw: RawEvents,
+        group: str,
+        lane: str,
+        live: str,
+        partitions: int,
+        spec: WindowSpec,
+    ) -> None:
+        self._bus, self._store, self._raw = bus, store, raw
+        self._group, self._lane, self._live = group, lane, live
+        self._partitions, self._spec = partitions, spec
+        self._checkpoints: dict[tuple[str, int], Checkpoint] | None = None
+        self._others: list[TopicInfo] = []
+
+    async def _load(self) -> dict[tuple[str, int], Checkpoint]:
+        """Positions of the other topics; lanes wait for one another, so these stand still."""
+        if self._checkpoints is None:
+            rows = await self._store.status(self._group)
+            self._checkpoints = {
+                (r.key.topic, r.key.partition): decode_checkpoint(r.checkpoint)
+                for r in rows
+                if r.checkpoint and r.key.topic not in (self._lane, self._live)
+            }
+            names = {topic for topic, _ in self._checkpoints}
+            topics = await self._bus.topics()
+            self._others = [t for t in topics if t.name in names or t.name == self._live]
+        return self._checkpoints
+
+    async def _live_checkpoints(self) -> dict[tuple[str, int], Checkpoint]:
+        rows = await self._store.status(self._group, self._live)
+        return {
+            (r.key.topic, r.key.partition): decode_checkpoint(r.checkpoint)
+            for r in rows
+            if r.checkpoint
+        }
+
+    async def limit(self, provider: str, partition: int) -> int:
+        """Windows that end above this belong to a live feed that may still write them."""
+        found = FOREVER
+        for (_, number), checkpoint in (await self._live_checkpoints()).items():
+            if number == partition:
+                for state in checkpoint.streams:
+                    if state.provider == provider and state.kind == "tick":
+                        final = min(state.watermark - self._spec.revise_horizon_ns, state.closed)
+                        found = min(found, floor_to(max(final, NEVER), self._spec.widest_ns))
+        return found
+
+    async def known(
+        self, provider: str, partition: int, from_ts: int, to_ts: int
+    ) -> list[EventBatch]:
+        """Ticks of this partition's symbols that others have stored in [from_ts, to_ts)."""
+        checkpoints = (await self._load()) | (await self._live_checkpoints())
+        found = []
+        for info in self._others:
+            same = info.partitions == self._partitions
+            for number in [partition] if same else range(info.partitions):
+                checkpoint = checkpoints.get((info.name, number))
+                closed = _closed(checkpoint, provider)
+                if checkpoint is None or min(closed, to_ts) <= from_ts:
+                    continue
+                until = min(closed, to_ts)
+                found += await self._raw.read(info, number, provider, from_ts, until)
+        here = [batch.take(self._here(batch, partition)) for batch in found]
+        return [batch for batch in here if len(batch)]
+
+    def _here(
+        self, batch: EventBatch, partition: int
+    ) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+        mine = [partition_of(s, self._partitions) == partition for s in batch.symbols]
+        return np.array(mine)[batch.codes]
+
+
+def _closed(checkpoint: Checkpoint | None, provider: str) -> int:
+    """End of the last window of `provider` that the partition has stored."""
+    if checkpoint is None:
+        return NEVER
+    states = [s for s in checkpoint.streams if s.provider == provider and s.kind == "tick"]
+    return max((s.closed for s in states), default=NEVER)

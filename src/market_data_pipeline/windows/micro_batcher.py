@@ -1,0 +1,434 @@
+"""The micro-batcher: owns partitions, reads them, and commits what their windows give.
+
+Any number of workers share a topic. Each owns some partitions, proven by a token in the store;
+reading, windows and commits of one worker overlap, commits of one partition never do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+import structlog
+
+from market_data_core.clock import Clock
+from market_data_core.contracts.bus import Bus, Codec
+from market_data_core.contracts.store import (
+    Claim,
+    CommitResult,
+    OutboxItem,
+    PartitionKey,
+    Store,
+    WriteCounts,
+)
+from market_data_core.errors import FencedError, TransientError
+from market_data_core.events import EventBatch
+from market_data_core.records import Entry, TopicInfo
+from market_data_pipeline.observe import Observer
+from market_data_pipeline.windows.assigner import FOREVER, WindowSpec
+from market_data_pipeline.windows.checkpoint import Counts, decode_checkpoint
+from market_data_pipeline.windows.partition import Partition, PartitionGroup, Topics
+from market_data_pipeline.windows.recovery import recover
+
+T = TypeVar("T")
+log = structlog.get_logger("micro_batcher")
+
+_RETRY_MIN_S, _RETRY_MAX_S = 0.05, 2.0
+_TICK_S = 0.02
+_RETAIN_EVERY_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class BatcherSettings:
+    """How a worker behaves.
+
+    Attributes:
+        group: consumer group.
+        member: this worker's name, unique in the group.
+        lease_ns: how long an owner may be silent before its partitions are taken over.
+        flush_timeout_ns: silence after which a provider's clock is taken to go on.
+        commit_interval_ns: how often positions are committed when no bar is due.
+        poll_bytes: how much is read at a time over all partitions.
+        max_future_ns: how far ahead of its append a live event may be; None on a lane.
+        retention_ns: age at which read records are forgotten.
+        retention_bytes: size of the topic beyond which they are forgotten earlier.
+    """
+
+    group: str
+    member: str
+    lease_ns: int
+    flush_timeout_ns: int
+    commit_interval_ns: int
+    poll_bytes: int
+    max_future_ns: int | None
+    retention_ns: int
+    retention_bytes: int
+
+    @property
+    def live(self) -> bool:
+        """Whether events come from feeds whose clocks go on by themselves."""
+        return self.max_future_ns is not None
+
+
+class History(Protocol):
+    """What a lane has to know of everything that came before it."""
+
+    async def limit(self, provider: str, partition: int) -> int:
+        """Windows that end above this belong to a live feed that may still write them."""
+        ...
+
+    async def known(
+        self, provider: str, partition: int, from_ts: int, to_ts: int
+    ) -> list[EventBatch]:
+        """Ticks that other lanes and feeds have stored in [from_ts, to_ts)."""
+        ...
+
+
+class MicroBatcher:
+    """One worker on one topic.
+
+    Args:
+        bus: where events come from and messages go.
+        store: where bars and positions go.
+        codec: how payloads are read and written.
+        spec: the windows.
+        info: the topic.
+        bars_topic: where changed bars are published.
+        letters_topic: where dead letters are published.
+        settings: how the worker behaves.
+        clock: wall-clock time.
+        observer: keeps the metrics.
+        history: for a lane, what is known already.
+        guard: a claim without which the lane may not write.
+    """
+
+    def __init__(
+        self,
+        bus: Bus,
+        store: Store,
+        codec: Codec,
+        spec: WindowSpec,
+        info: TopicInfo,
+        bars_topic: str,
+        letters_topic: str,
+        settings: BatcherSettings,
+        clock: Clock,
+        observer: Observer,
+        history: History | None = None,
+        guard: Claim | None = None,
+    ) -> None:
+        self._bus, self._store, self._codec = bus, store, codec
+        self._spec, self._info, self._settings, self._clock = spec, info, settings, clock
+        self._topics = Topics(info.name, info.partitions, bars_topic, letters_topic)
+        self._observer, self._history, self._guard = observer, history, guard
+        self._owned: dict[int, Partition] = {}
+        self._known_to: dict[tuple[int, str], int] = {}
+        self._committing: asyncio.Task[None] | None = None
+        self._published: list[int] = []
+        self._beat_at = self._commit_at = self._retain_at = 0.0
+        self.written = WriteCounts()
+
+    @property
+    def counts(self) -> Counts:
+        """The conservation equation of the owned partitions, as of their latest groups."""
+        total = Counts()
+        for partition in self._owned.values():
+            total.add(partition.checkpoint.counts)
+        return total
+
+    @property
+    def open_windows(self) -> int:
+        """Base windows that wait for the watermark."""
+        return sum(s.open_windows for p in self._owned.values() for s in p.ticks.values())
+
+    @property
+    def ended(self) -> bool:
+        """Whether every partition was read to its end mark and committed."""
+        done = [p for p in self._owned.values() if p.ended and not p.dirty]
+        return len(done) == self._info.partitions and self._committing is None
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Work until `stop` is set or the lane has ended; then commit and let go.
+
+        Raises:
+            LogLostError: the log was replaced while it was being read.
+            FencedError: the guard was lost.
+        """
+        try:
+            while not stop.is_set() and not self.ended:
+                await self._rebalance()
+                busy = await self._read()
+                await self._decide(busy)
+                if not busy:
+                    await self._mark_idle()
+                await self._retain()
+            await self._commit(list(self._owned.values()))
+            await self._settle_commit()
+            if self._published:
+                await self._retry(lambda: self._store.commit([], self._published, self._guard))
+                self._published = []
+        finally:
+            await self._leave()
+
+    async def _leave(self) -> None:
+        if self._committing:
+            await asyncio.gather(self._committing, return_exceptions=True)
+        try:
+            await self._store.leave(self._settings.group, self._info.name, self._settings.member)
+        except TransientError as error:  # the lease will run out instead
+            log.warning("could not leave the group", error=str(error))
+
+    # ---- ownership -------------------------------------------------------------------------
+
+    async def _rebalance(self) -> None:
+        now, s = time.monotonic(), self._settings
+        if now < self._beat_at:
+            return
+        self._beat_at = now + s.lease_ns / 6e9
+        self._observer.alive(self._clock.now_ns(), self.open_windows)
+        tokens = {p: part.claim.token for p, part in self._owned.items()}
+        members = await self._retry(
+            lambda: self._store.heartbeat(s.group, self._info.name, s.member, s.lease_ns, tokens)
+        )
+        share, rest = divmod(self._info.partitions, len(members))
+        quota = share + (members.index(s.member) < rest)
+        if len(self._owned) > quota:
+            for number in sorted(self._owned)[quota:]:
+                await self._release(number)
+        elif len(self._owned) < quota:
+            await self._claim_free(quota - len(self._owned))
+
+    async def _release(self, number: int) -> None:
+        await self._commit([self._owned[number]])
+        await self._settle_commit()
+        partition = self._owned.pop(number, None)
+        if partition:
+            await self._retry(lambda: self._store.release(partition.claim))
+            log.info("partition handed over", topic=self._info.name, partition=number)
+
+    async def _claim_free(self, wanted: int) -> None:
+        s = self._settings
+        rows = await self._retry(lambda: self._store.status(s.group, self._info.name))
+        stale = self._clock.now_ns() - s.lease_ns
+        held = {r.key.partition for r in rows if r.owner and r.heartbeat >= stale}
+        free = [p for p in range(self._info.partitions) if p not in self._owned and p not in held]
+        for number in free[:wanted]:
+            key = PartitionKey(s.group, self._info.name, number)
+            claim = await self._retry(
+                lambda key=key: self._store.claim(key, s.member, s.lease_ns)  # type: ignore[misc]
+            )
+            if claim:
+                await self._adopt(claim)
+
+    async def _adopt(self, claim: Claim) -> None:
+        number = claim.key.partition
+        checkpoint = decode_checkpoint(claim.checkpoint) if claim.checkpoint else None
+        found = await recover(self._bus, self._info, number, checkpoint, self._spec.base_ns)
+        if found.message:
+            log.error("the log has lost events", message=found.message)
+            self._observer.error("log_lost")
+        left = await self._store.outbox(claim.key.group, claim.key.topic, number)
+        await self._publish(left)
+        partition = Partition(
+            claim,
+            found.checkpoint,
+            self._spec,
+            self._topics,
+            self._codec,
+            self._settings.max_future_ns,
+        )
+        partition.gaps = found.gaps
+        partition.dirty = bool(found.gaps)
+        self._owned[number] = partition
+        self._observer.adopted(number, found.checkpoint.counts)
+        log.info("partition owned", topic=self._info.name, partition=number, token=claim.token)
+
+    # ---- reading ---------------------------------------------------------------------------
+
+    async def _read(self) -> bool:
+        positions = {p: part.position for p, part in self._owned.items() if not part.ended}
+        if not positions:
+            await asyncio.sleep(_TICK_S)
+            return False
+        found = await self._retry(
+            lambda: self._bus.poll(
+                self._info.name, positions, self._settings.poll_bytes, self._wait_s()
+            )
+        )
+        for number, records in found.items():
+            partition = self._owned[number]
+            partition.take(records)
+        self._observer.consumed(found, self._clock.now_ns())
+        return bool(found)
+
+    def _wait_s(self) -> float:
+        """How long to wait for records: short while a position or a silent window is due."""
+        waiting = any(p.dirty or p.ticks for p in self._owned.values())
+        return _TICK_S if waiting else min(0.25, self._settings.lease_ns / 6e9)
+
+    async def _decide(self, busy: bool) -> None:
+        """Collect what is due; commit if there is output, or positions are due."""
+        for number, partition in self._owned.items():
+            for provider, stream in list(partition.ticks.items()):
+                limit = FOREVER
+                if self._history and stream.due():
+                    limit = await self._consult(self._history, number, provider)
+                if stream.due(limit):
+                    partition.collect(provider, limit)
+        now = time.monotonic()
+        ready = [p for p in self._owned.values() if p.dirty]
+        due = now >= self._commit_at or any(p.has_output or p.ended for p in ready)
+        if ready and due and (self._committing is None or self._committing.done() or not busy):
+            self._commit_at = now + self._settings.commit_interval_ns / 1e9
+            await self._commit(ready)
+        elif self._committing and self._committing.done():
+            await self._settle_commit()
+
+    async def _consult(self, history: History, number: int, provider: str) -> int:
+        """Bring in what others know of the windows about to close; returns how far they may."""
+        partition = self._owned[number]
+        stream = partition.ticks[provider]
+        limit = await self._retry(lambda: history.limit(provider, number))
+        target = min(stream.watermark, stream.known_until(), limit)
+        begin = self._known_to.get((number, provider))
+        if begin is None:
+            begin = stream.history_from()
+        if target > begin:
+            batches = await self._retry(lambda: history.known(provider, number, begin, target))
+            for batch in batches:
+                stream.inject(batch)
+            self._known_to[number, provider] = target
+        return limit
+
+    async def _mark_idle(self) -> None:
+        if not self._settings.live:
+            return
+        now, silence = self._clock.now_ns(), self._settings.flush_timeout_ns
+        entries = [
+            Entry(number, self._codec.encode_mark(mark), provider=mark.provider)
+            for number, partition in self._owned.items()
+            for mark in partition.idle_marks(now, silence)
+        ]
+        if entries:
+            await self._retry(lambda: self._bus.append(self._info.name, entries))
+
+    # ---- writing ---------------------------------------------------------------------------
+
+    async def _commit(self, partitions: Sequence[Partition]) -> None:
+        """Begin to commit the partitions' groups, after the commit under way has finished."""
+        await self._settle_commit()
+        mine = [p for p in partitions if self._owned.get(p.claim.key.partition) is p and p.dirty]
+        groups = [p.group() for p in mine]
+        if groups:
+            self._committing = asyncio.create_task(self._write(groups))
+
+    async def _settle_commit(self) -> None:
+        if self._committing:
+            task, self._committing = self._committing, None
+            await task
+
+    async def _write(self, groups: list[PartitionGroup]) -> None:
+        published, self._published = self._published, []
+        while groups:
+            try:
+                result = await self._commit_once(groups, published)
+                break
+            except FencedError as error:
+                lost = [g for g in groups if g.claim.key.partition == error.partition]
+                if not lost:
+                    raise  # the guard: this lane is somebody else's now
+                groups = [g for g in groups if g not in lost]
+                self._owned.pop(error.partition, None)
+                log.warning("partition was taken over", partition=error.partition)
+                self._observer.error("fenced")
+        else:
+            self._published = published
+            return
+        now = self._clock.now_ns()
+        for group in groups:
+            number = group.claim.key.partition
+            self._owned[number].committed(group, result.bad.get(number, []))
+            self._observer.committed(group, now)
+        self.written.add(result.counts)
+        self._observer.written(result.counts, self.counts.open)
+        await self._publish(result.outbox)
+
+    async def _commit_once(
+        self, groups: Sequence[PartitionGroup], published: Sequence[int]
+    ) -> CommitResult:
+        """Commit; if the outcome is unknown, find it out before trying again."""
+
+        async def attempt() -> CommitResult:
+            began = time.perf_counter()
+            try:
+                return await self._store.commit(groups, published, self._guard)
+            except TransientError:
+                done = await self._already_committed(groups)
+                if done is None:
+                    raise
+                return done
+            finally:
+                self._observer.store_write(time.perf_counter() - began)
+
+        return await self._retry(attempt)
+
+    async def _already_committed(self, groups: Sequence[PartitionGroup]) -> CommitResult | None:
+        """The result of a commit whose answer was lost; None if it did not happen."""
+        claim = groups[0].claim
+        rows = await self._store.status(claim.key.group, claim.key.topic)
+        row = next(r for r in rows if r.key == claim.key)
+        if row.token != claim.token or row.sequence == claim.sequence:
+            return None
+        result = CommitResult()
+        for group in groups:
+            key = group.claim.key
+            result.outbox += await self._store.outbox(key.group, key.topic, key.partition)
+        return result
+
+    async def _publish(self, items: Sequence[OutboxItem]) -> None:
+        """Append committed messages to their topics; each key has effect once."""
+        by_topic: dict[str, list[OutboxItem]] = {}
+        for item in items:
+            by_topic.setdefault(item.message.destination, []).append(item)
+        for topic, group in by_topic.items():
+            entries = [
+                Entry(
+                    m.partition if m.partition >= 0 else item.partition,
+                    m.payload,
+                    m.count,
+                    m.provider,
+                    m.min_ts,
+                    m.max_ts,
+                    key=m.key,
+                )
+                for item in group
+                for m in (item.message,)
+            ]
+            await self._retry(lambda t=topic, e=entries: self._bus.append(t, e))  # type: ignore[misc]
+            self._published += [item.id for item in group]
+
+    async def _retain(self) -> None:
+        """Forget records that every window has passed and that are old enough."""
+        now, s = time.monotonic(), self._settings
+        if now < self._retain_at or not s.live:
+            return
+        self._retain_at = now + _RETAIN_EVERY_S
+        before = self._clock.now_ns() - s.retention_ns
+        for number, partition in self._owned.items():
+            resume = partition.checkpoint.resume
+            await self._bus.trim(self._info.name, number, resume, before, s.retention_bytes)
+
+    async def _retry(self, call: Callable[[], Awaitable[T]]) -> T:
+        """Wait out transient errors: what the bus keeps is not lost by waiting."""
+        pause = _RETRY_MIN_S
+        while True:
+            try:
+                return await call()
+            except TransientError as error:
+                log.warning("waiting", error=str(error), seconds=round(pause, 2))
+                self._observer.retried()
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, _RETRY_MAX_S)

@@ -1,0 +1,514 @@
+"""One partition, from records to groups: validation, windows, counts and the checkpoint.
+
+No I/O: the micro-batcher hands records in and takes groups out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+
+import msgspec
+import numpy as np
+
+from market_data_core.bars import BarBatch
+from market_data_core.contracts.bus import Codec
+from market_data_core.contracts.store import BadRow, Claim, Gap, Message
+from market_data_core.deadletters import DeadLetter, encode_letters
+from market_data_core.errors import RejectedError
+from market_data_core.events import (
+    REASONS,
+    BatchBuilder,
+    EventBatch,
+    Rejected,
+    StreamEvent,
+)
+from market_data_core.intervals import format_interval
+from market_data_core.partitioning import partition_of
+from market_data_core.records import Mark, Record
+from market_data_pipeline.windows.aggregate import Bars, Index
+from market_data_pipeline.windows.assigner import FOREVER, WindowSpec, floor_to
+from market_data_pipeline.windows.checkpoint import Checkpoint
+from market_data_pipeline.windows.official import OfficialBars
+from market_data_pipeline.windows.stream import Collected, WindowStream
+
+_LETTERS_PER_MESSAGE = 1_000
+_LETTER_BYTES_PER_MESSAGE = 8 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Topics:
+    """Names and sizes that a partition publishes to.
+
+    Attributes:
+        events: the topic it reads.
+        partitions: how many partitions that has.
+        bars: where changed bars go.
+        letters: where dead letters go.
+    """
+
+    events: str
+    partitions: int
+    bars: str
+    letters: str
+
+
+@dataclass(slots=True)
+class PartitionGroup:
+    """Implements :class:`market_data_core.contracts.store.Group`."""
+
+    claim: Claim
+    bars: list[BarBatch]
+    bars_topic: str
+    checkpoint: Checkpoint
+    letters: list[DeadLetter]
+    forwards: list[Message]
+    letters_topic: str
+    base_interval: str
+    gaps: list[Gap] = field(default_factory=list)
+
+    def moved(self, bad: Sequence[BadRow]) -> int:
+        """How many events bad rows move from stored to dead-lettered."""
+        events = 0
+        for row in bad:
+            batch = self.bars[row.batch]
+            count = int(batch.trade_count[row.row])
+            if count < 0:
+                events += 1  # a vendor's own bar is one event
+            elif batch.interval == self.base_interval:
+                events += count
+        return events
+
+    def finish(self, bad: Sequence[BadRow]) -> tuple[bytes, Sequence[Message]]:
+        """The checkpoint and messages, given which bars could not be written."""
+        letters = [*self.letters, *(self._letter(row) for row in bad)]
+        checkpoint, events = self.checkpoint, self.moved(bad)
+        if events:
+            counts = msgspec.structs.replace(checkpoint.counts)
+            counts.stored -= events
+            counts.dead_lettered += events
+            checkpoint = msgspec.structs.replace(checkpoint, counts=counts)
+        key = self.claim.key
+        prefix = f"{key.topic}/{key.partition}/{self.claim.token}/{self.claim.sequence}/letters"
+        messages = [
+            _letters_message(self.letters_topic, f"{prefix}/{i}", part)
+            for i, part in enumerate(_portions(letters))
+        ]
+        return checkpoint.encode(), [*self.forwards, *messages]
+
+    def _letter(self, bad: BadRow) -> DeadLetter:
+        batch, i = self.bars[bad.batch], bad.row
+        symbol = batch.symbols[int(batch.codes[i])]
+        row = {name: getattr(batch, name)[i].item() for name in ("ts", "open", "high", "low")}
+        row |= {name: getattr(batch, name)[i].item() for name in ("close", "volume", "vwap")}
+        body = {"provider": batch.provider, "symbol": symbol, "interval": batch.interval, **row}
+        return DeadLetter(
+            reason="unwritable",
+            detail=bad.error[:500],
+            topic=self.claim.key.topic,
+            partition=self.claim.key.partition,
+            offset=self.checkpoint.counted,
+            original=msgspec.json.encode(body),
+            provider=batch.provider,
+            symbol=symbol,
+            src_ts=int(batch.ts[i]),
+            events=self.moved([bad]),
+        )
+
+
+def _portions(letters: Sequence[DeadLetter]) -> Iterable[list[DeadLetter]]:
+    """Letters of one provider each, bounded in number and size."""
+    part: list[DeadLetter] = []
+    size = 0
+    for letter in sorted(letters, key=lambda item: item.provider):
+        full = len(part) >= _LETTERS_PER_MESSAGE or size > _LETTER_BYTES_PER_MESSAGE
+        if part and (full or part[0].provider != letter.provider):
+            yield part
+            part, size = [], 0
+        part.append(letter)
+        size += len(letter.original)
+    if part:
+        yield part
+
+
+def _letters_message(topic: str, key: str, letters: list[DeadLetter]) -> Message:
+    times = [letter.src_ts for letter in letters]
+    return Message(
+        topic,
+        key,
+        encode_letters(letters),
+        len(letters),
+        partition=0,
+        provider=letters[0].provider,
+        min_ts=min(times),
+        max_ts=max(times),
+    )
+
+
+class Partition:
+    """The state of one owned partition.
+
+    Args:
+        claim: proof of ownership.
+        checkpoint: where the last owner stood.
+        spec: the windows.
+        topics: where it reads and publishes.
+        codec: how payloads are read and written.
+        max_future_ns: how far ahead of its append an event may be; None on a lane.
+    """
+
+    def __init__(
+        self,
+        claim: Claim,
+        checkpoint: Checkpoint,
+        spec: WindowSpec,
+        topics: Topics,
+        codec: Codec,
+        max_future_ns: int | None,
+    ) -> None:
+        self.claim = claim
+        self.spec = spec
+        self.topics = topics
+        self.position = checkpoint.resume
+        self.ended = checkpoint.ended
+        self.ticks: dict[str, WindowStream] = {}
+        self.last_append: dict[str, int] = {}
+        self.gaps: list[Gap] = []
+        self._codec = codec
+        self._max_future_ns = max_future_ns
+        self._checkpoint = checkpoint
+        self._counted = checkpoint.counted
+        self._checksum = checkpoint.checksum
+        self._counts = msgspec.structs.replace(checkpoint.counts)
+        self._forwarded = checkpoint.forwarded
+        self._official: dict[tuple[str, str], OfficialBars] = {}
+        self._bars: list[BarBatch] = []
+        self._letters: list[DeadLetter] = []
+        self._forwards: list[Message] = []
+        self._builder = BatchBuilder()
+        self._singles: list[tuple[Record, bytes]] = []
+        self._symbols_checked: dict[tuple[str, ...], Index | None] = {}
+        self.dirty = False
+        for state in checkpoint.streams:
+            if state.kind == "bar":
+                key = (state.provider, state.interval)
+                self._official[key] = OfficialBars(spec, *key, state, self._decode_batch)
+            else:
+                self.ticks[state.provider] = WindowStream(spec, state)
+
+    def _decode_batch(self, data: bytes) -> EventBatch:
+        batch = self._codec.decode(data)
+        assert isinstance(batch, EventBatch)  # noqa: S101  (we encoded it)
+        return batch
+
+    def stream(self, provider: str) -> WindowStream:
+        """The provider's ticks, begun if they are new."""
+        found = self.ticks.get(provider)
+        if found is None:
+            found = self.ticks[provider] = WindowStream(self.spec)
+        return found
+
+    def take(self, records: Sequence[Record]) -> None:
+        """Read records in log order; those below the counted position only rebuild state."""
+        for record in records:
+            self._take(record)
+        self._flush_singles()
+
+    def _take(self, record: Record) -> None:
+        new = record.offset >= self._counted
+        try:
+            item = self._codec.decode(record.payload)
+        except RejectedError as error:
+            item = Rejected(error.reason, str(error), record.payload)
+        if isinstance(item, StreamEvent):
+            self._take_single(item, record)
+        else:
+            self._flush_singles()
+            if isinstance(item, EventBatch):
+                self._take_batch(item, record, record.offset, new)
+            elif isinstance(item, Rejected):
+                if new:
+                    self._reject(record, item.reason, item.detail, item.original, item.where)
+            else:
+                self._take_mark(item, record)
+        self.position = record.offset + 1
+        if new:
+            self._counted, self._checksum = self.position, record.checksum
+            self._counts.received = (
+                self._checkpoint.received_before + record.received + record.count - self._forwarded
+            )
+            self.dirty = True
+
+    def _take_single(self, event: StreamEvent, record: Record) -> None:
+        try:
+            self._builder.add(event, record.append_ts, len(self._singles))
+        except RejectedError as error:
+            if record.offset >= self._counted:
+                self._reject(record, error.reason, str(error), record.payload)
+            return
+        self._singles.append((record, record.payload))
+
+    def _flush_singles(self) -> None:
+        """Hand over the single events read in a row, as batches."""
+        if not self._singles:
+            return
+        singles, self._singles = self._singles, []
+        first = singles[0][0]
+        new = first.offset >= self._checkpoint.counted
+        batches, rejected = self._builder.build()
+        for index, reason in rejected:
+            if new:
+                record, original = singles[index]
+                self._reject(record, reason, REASONS[reason], original)
+        for batch in batches:
+            self._take_batch(batch, singles[-1][0], first.offset, new)
+
+    def _take_mark(self, mark: Mark, record: Record) -> None:
+        self.last_append[mark.provider] = record.append_ts
+        if mark.kind == "end":
+            self.ended = True
+            for stream in self.ticks.values():
+                stream.advance(FOREVER)
+            return
+        stream = self.stream(mark.provider)
+        if mark.kind == "progress":
+            stream.progress(mark.ts)
+        elif mark.kind == "idle":
+            stream.advance(mark.ts)
+        else:
+            stream.paused = True
+
+    def _take_batch(self, batch: EventBatch, record: Record, position: int, new: bool) -> None:
+        self.last_append[batch.provider] = record.append_ts
+        mine = self._own_rows(batch)
+        if mine is not None:
+            if new:
+                self._forward(batch.take(~mine), record)
+            batch = batch.take(mine)
+        if self._max_future_ns is not None and len(batch):
+            limit = record.append_ts + self._max_future_ns
+            if int(batch.src_ts.max()) > limit:
+                ahead = batch.src_ts > limit
+                if new:
+                    self._dead(batch.take(ahead), position, "future")
+                batch = batch.take(~ahead)
+        if not len(batch):
+            return
+        if batch.kind == "bar":
+            if new:
+                self._take_official(batch, position)
+            return
+        stream = self.stream(batch.provider)
+        if not new:
+            stream.restore(batch, position)
+            return
+        late = stream.add(batch, position)
+        if len(late):
+            self._counts.late += len(late)
+            self._dead(batch.take(late), position, "late")
+
+    def _take_official(self, batch: EventBatch, position: int) -> None:
+        key = (batch.provider, batch.interval)
+        if key not in self._official:
+            self._official[key] = OfficialBars(self.spec, *key)
+        taken = self._official[key].take(batch)
+        self._bars += taken.bars
+        self._counts.stored += taken.stored
+        self._counts.deduplicated += taken.deduplicated
+        self._counts.late += len(taken.late)
+        if len(taken.late):
+            self._dead(batch.take(taken.late), position, "late")
+        if len(taken.conflicts):
+            self._dead(batch.take(taken.conflicts), position, "id_conflict")
+
+    def _own_rows(self, batch: EventBatch) -> Index | None:
+        """Which rows belong to this partition; None if all do."""
+        key = batch.symbols
+        if key not in self._symbols_checked:
+            here = self.claim.key.partition
+            mine = np.array([partition_of(s, self.topics.partitions) == here for s in key])
+            if len(self._symbols_checked) > 1024:
+                self._symbols_checked.clear()
+            self._symbols_checked[key] = None if mine.all() else mine
+        mask = self._symbols_checked[key]
+        return None if mask is None else mask[batch.codes]
+
+    def _forward(self, batch: EventBatch, record: Record) -> None:
+        """Send misplaced events where their symbols belong; they are received there."""
+        self._forwarded += len(batch)
+        target = np.array([partition_of(s, self.topics.partitions) for s in batch.symbols])
+        owners = target[batch.codes]
+        for to in np.unique(owners).tolist():
+            part = batch.take(owners == to)
+            for i, payload in enumerate(self._codec.encode_events(part, "columnar")):
+                key = f"{self.topics.events}/{self.claim.key.partition}/{record.offset}/to/{to}/{i}"
+                message = Message(self.topics.events, key, payload, len(part), to)
+                span = int(part.src_ts.min()), int(part.src_ts.max())
+                self._forwards.append(
+                    replace(message, provider=part.provider, min_ts=span[0], max_ts=span[1])
+                )
+
+    def _reject(
+        self, record: Record, reason: str, detail: str, original: bytes, where: str = ""
+    ) -> None:
+        events = max(1, record.count)
+        self._counts.dead_lettered += events
+        self._letters.append(
+            DeadLetter(
+                reason=reason,
+                detail=detail,
+                topic=self.topics.events,
+                partition=record.partition,
+                offset=record.offset,
+                original=original,
+                where=where,
+                events=events,
+            )
+        )
+
+    def _dead(self, batch: EventBatch, position: int, reason: str) -> None:
+        """Dead-letter valid events; late ones are counted under their own term."""
+        if reason != "late":
+            self._counts.dead_lettered += len(batch)
+        for event, src_ts in zip(batch.events(), batch.src_ts.tolist(), strict=True):
+            self._letters.append(
+                DeadLetter(
+                    reason=reason,
+                    detail=REASONS[reason],
+                    topic=self.topics.events,
+                    partition=self.claim.key.partition,
+                    offset=position,
+                    original=msgspec.json.encode(event),
+                    provider=event.provider,
+                    symbol=event.symbol,
+                    src_ts=src_ts,
+                )
+            )
+        self.dirty = True
+
+    def collect(self, provider: str, limit: int = FOREVER) -> None:
+        """Close and restate what is due of one provider's windows."""
+        stream = self.ticks[provider]
+        collected = stream.collect(limit)
+        self._counts.stored += collected.stored
+        self._counts.deduplicated += collected.deduplicated
+        self._conflicts(provider, stream, collected)
+        for length, bars, revised in collected.bars:
+            self._bars += self._batches(provider, stream, length, bars, revised)
+        self.dirty = True
+
+    def _conflicts(self, provider: str, stream: WindowStream, collected: Collected) -> None:
+        symbols = tuple(stream.symbols)
+        for events, position in collected.conflicts:
+            batch = EventBatch(
+                provider,
+                "tick",
+                format_interval(self.spec.base_ns),
+                symbols,
+                events.codes,
+                events.ts,
+                events.seq,
+                events.ts,
+                events.close,
+                events.volume,
+                events.ohl,
+            )
+            self._dead(batch, position, "id_conflict")
+
+    def _batches(
+        self, provider: str, stream: WindowStream, length: int, bars: Bars, revised: bool
+    ) -> list[BarBatch]:
+        volume, notional = bars.volume.to_floats(), bars.notional.to_floats()
+        with np.errstate(divide="ignore", invalid="ignore"):
+            vwap = np.where(volume == 0, np.nan, notional / volume)
+        batch = BarBatch(
+            provider=provider,
+            interval=format_interval(length),
+            state="revised" if revised else "final",
+            symbols=tuple(stream.symbols),
+            codes=bars.codes,
+            ts=bars.start,
+            open=bars.open.to_floats(),
+            high=bars.high.to_floats(),
+            low=bars.low.to_floats(),
+            close=bars.close.to_floats(),
+            volume=volume,
+            vwap=vwap,
+            trade_count=bars.count,
+        )
+        # a wide bar lacks events as soon as it touches the span in which some were lost
+        tainted = (bars.start < stream.taint) & (bars.start + length > stream.fence)
+        if not tainted.any():
+            return [batch]
+        parts = [batch.take(~tainted), replace(batch.take(tainted), state="gap")]
+        return [part for part in parts if len(part)]
+
+    @property
+    def has_output(self) -> bool:
+        """Whether a group would carry more than a position."""
+        return bool(self._bars or self._letters or self._forwards or self.gaps)
+
+    def group(self) -> PartitionGroup:
+        """What has come together since the last group; the caller commits it or gives up."""
+        self._counts.open = sum(s.open_events for s in self.ticks.values())
+        bars, letters, forwards, gaps = self._bars, self._letters, self._forwards, self.gaps
+        self._bars, self._letters, self._forwards, self.gaps = [], [], [], []
+        positions = (s.resume_position() for s in self.ticks.values())
+        resume = min((p for p in positions if p is not None), default=self._counted)
+        encode = lambda batch: next(iter(self._codec.encode_events(batch, "columnar")))  # noqa: E731
+        self._checkpoint = Checkpoint(
+            log_id=self._checkpoint.log_id,
+            resume=min(resume, self._counted),
+            counted=self._counted,
+            checksum=self._checksum,
+            received_before=self._checkpoint.received_before,
+            forwarded=self._forwarded,
+            ended=self.ended,
+            counts=msgspec.structs.replace(self._counts),
+            streams=[
+                *(stream.state(provider) for provider, stream in self.ticks.items()),
+                *(official.state(encode) for official in self._official.values()),
+            ],
+        )
+        self.dirty = False
+        return PartitionGroup(
+            self.claim,
+            bars,
+            self.topics.bars,
+            self._checkpoint,
+            letters,
+            forwards,
+            self.topics.letters,
+            format_interval(self.spec.base_ns),
+            gaps,
+        )
+
+    def committed(self, group: PartitionGroup, bad: Sequence[BadRow]) -> None:
+        """The group is in the store; `bad` rows of it are not."""
+        self.claim = replace(self.claim, sequence=self.claim.sequence + 1)
+        if bad:
+            events = group.moved(bad)
+            self._counts.stored -= events
+            self._counts.dead_lettered += events
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """The checkpoint of the latest group."""
+        return self._checkpoint
+
+    def idle_marks(self, now_ns: int, silence_ns: int) -> list[Mark]:
+        """Marks for providers whose silence lets a window close.
+
+        A silent provider's clock is taken to have gone on since its last record.
+        """
+        marks = []
+        for provider, stream in self.ticks.items():
+            silent = now_ns - self.last_append.get(provider, now_ns)
+            if stream.paused or self.ended or silent < silence_ns:
+                continue
+            reached = floor_to(
+                stream.greatest + silent - self.spec.allow_late_ns, self.spec.base_ns
+            )
+            if reached >= stream.next_end():
+                marks.append(Mark(kind="idle", provider=provider, ts=reached))
+        return marks

@@ -1,0 +1,123 @@
+"""What a new owner checks before it goes on: whether the log still is what it was."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import msgspec
+
+from market_data_core.contracts.bus import Bus
+from market_data_core.contracts.store import Gap
+from market_data_core.records import Bounds, TopicInfo
+from market_data_pipeline.windows.assigner import NEVER, floor_to
+from market_data_pipeline.windows.checkpoint import Checkpoint, StreamState
+
+
+@dataclass(frozen=True, slots=True)
+class Recovered:
+    """Where to go on, and what is missing.
+
+    Attributes:
+        checkpoint: to go on from.
+        gaps: for the ledger; empty if nothing was lost.
+        message: for the operator; empty if nothing was lost.
+    """
+
+    checkpoint: Checkpoint
+    gaps: list[Gap]
+    message: str
+
+
+async def recover(
+    bus: Bus, info: TopicInfo, partition: int, checkpoint: Checkpoint | None, base_ns: int
+) -> Recovered:
+    """Compare the checkpoint with the log it was made from.
+
+    If the log was replaced, cut short, or trimmed past what still had to be read, bars that were
+    stored stay as they are: their windows are fenced off. What was read but not stored is lost,
+    and windows that hold some of it are marked.
+    """
+    if checkpoint is None:
+        return Recovered(Checkpoint(log_id=info.log_id), [], "")
+    bounds = await bus.bounds(info.name, partition)
+    cause = await _cause(bus, info, partition, checkpoint, bounds)
+    if not cause:
+        return Recovered(checkpoint, [], "")
+    counted, at = await _restart(bus, info, partition, checkpoint, bounds)
+    counts = msgspec.structs.replace(checkpoint.counts)
+    seen = counts.received - checkpoint.received_before + checkpoint.forwarded
+    same = checkpoint.log_id == info.log_id
+    unread = max(0, at - seen) if same else 0
+    lost = counts.open + unread
+    counts.received += unread
+    counts.lost += lost
+    counts.open = 0
+    gaps = [
+        Gap(s.provider, "*", *_span(s, base_ns), cause, f"{info.name}, partition {partition}")
+        for s in checkpoint.streams
+        if s.kind == "tick" and s.greatest > NEVER
+    ]
+    renewed = Checkpoint(
+        log_id=info.log_id,
+        resume=counted,
+        counted=counted,
+        checksum=await bus.checksum(info.name, partition, counted - 1) or 0,
+        received_before=counts.received + checkpoint.forwarded - at,
+        forwarded=checkpoint.forwarded,
+        ended=checkpoint.ended and same,
+        counts=counts,
+        streams=[_fenced(s, base_ns) for s in checkpoint.streams],
+    )
+    message = (
+        f"{info.name}, partition {partition}: {cause.replace('_', ' ')}; {lost} events that were "
+        f"not yet in a bar are lost, stored bars stay as they are, and the gap ledger has the rest"
+    )
+    return Recovered(renewed, gaps, message)
+
+
+async def _cause(
+    bus: Bus, info: TopicInfo, partition: int, checkpoint: Checkpoint, bounds: Bounds
+) -> str:
+    """Why the log is not the one the checkpoint knows; empty if it is."""
+    if checkpoint.log_id != info.log_id:
+        return "log_replaced"
+    if bounds.next < checkpoint.counted:
+        return "log_tail_lost"
+    if bounds.first > checkpoint.resume:
+        return "log_trimmed"
+    if checkpoint.counted > bounds.first:
+        found = await bus.checksum(info.name, partition, checkpoint.counted - 1)
+        if found != checkpoint.checksum:
+            return "log_diverged"
+    return ""
+
+
+async def _restart(
+    bus: Bus, info: TopicInfo, partition: int, checkpoint: Checkpoint, bounds: Bounds
+) -> tuple[int, int]:
+    """Position to go on from, and the events the log received before it."""
+    if checkpoint.log_id == info.log_id:
+        if bounds.first <= checkpoint.resume:
+            return bounds.next, bounds.received  # tail lost or diverged: go on behind what is there
+        start = max(bounds.first, checkpoint.counted)
+    else:
+        start = bounds.first
+    if start == bounds.next:
+        return start, bounds.received
+    found = await bus.poll(info.name, {partition: start}, 1, 0)
+    return start, found[partition][0].received
+
+
+def _span(state: StreamState, base_ns: int) -> tuple[int, int]:
+    """From the first window that was not stored to the end of the last one begun."""
+    last = floor_to(state.greatest, base_ns)
+    start = state.closed if state.closed > NEVER else last
+    return min(start, last), last + base_ns
+
+
+def _fenced(state: StreamState, base_ns: int) -> StreamState:
+    if state.kind != "tick" or state.greatest <= NEVER:
+        return state
+    taint = max(state.taint, floor_to(state.greatest, base_ns) + base_ns)
+    fence = max(state.fence, state.closed)
+    return msgspec.structs.replace(state, fence=fence, taint=taint)

@@ -1,0 +1,359 @@
+"""The window engine: one provider's ticks in one partition, from events to exact bars.
+
+Pure state and arithmetic: it reads no clock, no log and no store, so that what it gives depends
+only on the events and marks it was handed, in their order.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from market_data_core.events import EventBatch, code_dtype
+from market_data_pipeline.windows.aggregate import (
+    Bars,
+    Events,
+    Index,
+    Ordered,
+    bars_of,
+    concat_events,
+    order_events,
+)
+from market_data_pipeline.windows.assigner import (
+    FOREVER,
+    NEVER,
+    WindowSpec,
+    floor_to,
+    running_greatest,
+    window_keys,
+)
+from market_data_pipeline.windows.checkpoint import StreamState, pack_bars, unpack_bars
+from market_data_pipeline.windows.wide import WideWindows
+
+
+@dataclass(slots=True)
+class _Part:
+    """Events of one record that wait for their window; position -1: not from our log."""
+
+    events: Events
+    position: int
+
+
+@dataclass(slots=True)
+class _Block:
+    """Distinct events of closed windows in total order.
+
+    Attributes:
+        position: lowest log offset they came from, -1 if none is ours.
+        last: greatest src_ts inside.
+    """
+
+    events: Events
+    position: int
+    last: int
+
+
+def _block(events: Events, parts: list[_Part]) -> _Block:
+    position = min((p.position for p in parts if p.position >= 0), default=-1)
+    return _Block(events, position, int(events.ts.max()))
+
+
+@dataclass(slots=True)
+class Collected:
+    """What closing and restating gave.
+
+    Attributes:
+        bars: (interval in ns, bars, whether they replace an earlier version), in order.
+        stored: own events that newly count in a base bar.
+        deduplicated: own events found to be copies of an earlier one.
+        conflicts: own events found to contradict an earlier one of the same key, and the log
+            offset each came from.
+    """
+
+    bars: list[tuple[int, Bars, bool]] = field(default_factory=list)
+    stored: int = 0
+    deduplicated: int = 0
+    conflicts: list[tuple[Events, int]] = field(default_factory=list)
+
+
+class WindowStream:
+    """Windows of one provider in one partition.
+
+    Events wait in `pending` until the watermark passes their base window; then the window closes
+    and gives its bar. Its distinct events are kept until the final watermark has passed it too,
+    to recognise copies and to restate the bar when an event comes late.
+
+    Args:
+        spec: window lengths, lateness and horizon.
+        state: where a checkpoint left the stream; None for a new one.
+    """
+
+    def __init__(self, spec: WindowSpec, state: StreamState | None = None) -> None:
+        state = state or StreamState(provider="")
+        self.spec = spec
+        self.watermark = state.watermark
+        self.closed = state.closed
+        self.fence = state.fence
+        self.taint = state.taint
+        self.greatest = state.greatest
+        self.paused = state.paused
+        self.symbols: dict[str, int] = {s: i for i, s in enumerate(state.symbols)}
+        settled = {length: unpack_bars(bars) for length, bars in state.settled.items()}
+        self.wide = WideWindows(spec.base_ns, spec.wide_ns, settled)
+        self._maps: dict[tuple[str, ...], Index] = {}
+        self._pending: list[_Part] = []
+        self._late: list[_Part] = []
+        self._restored: list[_Part] = []
+        self._blocks: list[_Block] = []
+
+    @property
+    def final(self) -> int:
+        """The final watermark: base windows that end at or below it can no longer change."""
+        return self.final_at(self.watermark)
+
+    def state(self, provider: str) -> StreamState:
+        """What a checkpoint has to hold, so that the log above `final` gives the rest."""
+        settled = {length: pack_bars(b) for length, b in self.wide.settled.items() if len(b)}
+        return StreamState(
+            provider=provider,
+            watermark=self.watermark,
+            closed=self.closed,
+            fence=self.fence,
+            taint=self.taint,
+            greatest=self.greatest,
+            paused=self.paused,
+            symbols=list(self.symbols) if settled else [],
+            settled=settled,
+        )
+
+    def final_at(self, watermark: int) -> int:
+        """The final watermark that belongs to a `watermark`."""
+        if abs(watermark) >= FOREVER:
+            return max(watermark, self.fence)
+        final = floor_to(watermark - self.spec.revise_horizon_ns, self.spec.base_ns)
+        return max(final, self.fence)
+
+    @property
+    def open_events(self) -> int:
+        """Own events read but not yet decided on."""
+        parts = (*self._pending, *self._late)
+        return sum(len(p.events) if p.events.own is None else 0 for p in parts)
+
+    @property
+    def open_windows(self) -> int:
+        """Distinct (symbol, base window) pairs that wait to be closed."""
+        keys = [window_keys(p.events.codes, p.events.ts, self.spec.base_ns) for p in self._pending]
+        return len(np.unique(np.concatenate(keys))) if keys else 0
+
+    def next_end(self) -> int:
+        """End of the window that is next to close, FOREVER if no window is open."""
+        base = self.spec.base_ns
+        first = min((int(p.events.ts.min()) for p in self._pending), default=FOREVER)
+        pending = FOREVER if first >= FOREVER else floor_to(first, base) + base
+        return min(pending, self.wide.next_end(self.closed))
+
+    def known_until(self) -> int:
+        """End of the widest window that anything read so far lies in."""
+        last = max((int(p.events.ts.max()) + 1 for p in self._pending), default=self.closed)
+        last, widest = max(last, self.closed), self.spec.widest_ns
+        return last if abs(last) >= FOREVER else -(-last // widest) * widest
+
+    def history_from(self) -> int:
+        """From where on a lane needs to know what others stored.
+
+        A resumed stream has everything below its final watermark in its settled rows; a new one
+        begins at the widest window that its first event lies in.
+        """
+        if self.closed > NEVER:
+            return self.final
+        first = min((int(p.events.ts.min()) for p in self._pending), default=FOREVER)
+        return first if first >= FOREVER else floor_to(first, self.spec.widest_ns)
+
+    def resume_position(self) -> int | None:
+        """Lowest log offset that still feeds a window above the final watermark."""
+        parts = (*self._pending, *self._late, *self._restored)
+        positions = (*(p.position for p in parts), *(b.position for b in self._blocks))
+        return min((p for p in positions if p >= 0), default=None)
+
+    def add(self, batch: EventBatch, position: int) -> Index:
+        """Take events read at log offset `position`, the watermark following them.
+
+        Returns:
+            Indices of events that came after the final watermark; they were not taken.
+        """
+        ts = batch.src_ts
+        self.paused = False
+        self.greatest = max(self.greatest, int(ts.max()))
+        greatest = max(self.watermark, int(ts.max()) - self.spec.allow_late_ns)
+        late: Index = np.empty(0, np.intp)
+        events = self._events(batch)
+        if int(ts.min()) < self.final_at(greatest):
+            late, events = self._split_late(events)
+        self.watermark = greatest
+        if len(events):
+            self._place(events, position, self._late)
+        return late
+
+    def _split_late(self, events: Events) -> tuple[Index, Events]:
+        before = running_greatest(
+            events.ts - self.spec.allow_late_ns, max(self.watermark, NEVER // 2)
+        )
+        base = self.spec.base_ns
+        final = (before - self.spec.revise_horizon_ns) // base * base
+        late = events.ts < np.maximum(final, self.fence)
+        return np.flatnonzero(late), events.take(~late) if late.any() else events
+
+    def restore(self, batch: EventBatch, position: int) -> None:
+        """Take events that a checkpoint has already counted; those at or below F are skipped."""
+        events = self._events(batch)
+        keep = events.ts >= self.final
+        if keep.any():
+            self._place(events.take(keep), position, self._restored)
+
+    def inject(self, batch: EventBatch) -> None:
+        """Take events known from elsewhere: they make bars whole and are counted nowhere here."""
+        events = replace(self._events(batch), own=np.zeros(len(batch), bool))
+        keep = events.ts >= self.final
+        if keep.any():
+            self._place(events.take(keep), -1, self._restored)
+
+    def _place(self, events: Events, position: int, closed: list[_Part]) -> None:
+        """Sort into open windows and `closed` ones."""
+        if int(events.ts.min()) >= self.closed:
+            self._pending.append(_Part(events, position))
+            return
+        below = events.ts < self.closed
+        closed.append(_Part(events.take(below), position))
+        if not below.all():
+            self._pending.append(_Part(events.take(~below), position))
+
+    def _events(self, batch: EventBatch) -> Events:
+        mapping = self._maps.get(batch.symbols)
+        if mapping is None:
+            index = self.symbols
+            codes = [index.setdefault(s, len(index)) for s in batch.symbols]
+            mapping = np.array(codes, code_dtype(max(len(index), 1)))
+            if len(self._maps) > 256:
+                self._maps.clear()
+            self._maps[batch.symbols] = mapping
+        return Events(
+            mapping[batch.codes], batch.src_ts, batch.seq, batch.close, batch.volume, batch.ohl
+        )
+
+    def progress(self, ts: int) -> None:
+        """The provider has reached `ts` elsewhere."""
+        self.paused = False
+        self.greatest = max(self.greatest, ts)
+        self.advance(ts - self.spec.allow_late_ns)
+
+    def advance(self, watermark: int) -> None:
+        """Raise the watermark to at least `watermark` (a mark in the log said so)."""
+        self.watermark = max(self.watermark, watermark)
+
+    def due(self, limit: int = FOREVER) -> bool:
+        """Whether :meth:`collect` has something to do."""
+        return bool(self._late) or self._closing(limit) > self.closed
+
+    def _closing(self, limit: int) -> int:
+        return min(floor_to(self.watermark, self.spec.base_ns), limit)
+
+    def collect(self, limit: int = FOREVER) -> Collected:
+        """Close what the watermark has passed, restate what late events changed.
+
+        Args:
+            limit: windows that end above it stay open (a lane that must not overtake a feed).
+        """
+        out = Collected()
+        if self._restored:
+            self._rebuild()
+        if self._late:
+            self._restate(out)
+        closing = self._closing(limit)
+        if closing > self.closed:
+            self._close(closing, out)
+        final = min(self.final, self.closed)
+        self.wide.settle(final)
+        self._blocks = [block for block in self._blocks if block.last >= final]
+        return out
+
+    def _rebuild(self) -> None:
+        parts, self._restored = self._restored, []
+        # what is known from elsewhere was there first, so it wins against a copy of ours
+        parts.sort(key=lambda part: part.events.own is None)
+        ordered = order_events(concat_events([p.events for p in parts]))
+        self.wide.keep(bars_of(ordered.events, self.spec.base_ns))
+        self._blocks.append(_block(ordered.events, parts))
+
+    def _close(self, closing: int, out: Collected) -> None:
+        before, self.closed = self.closed, closing
+        parts, rest = [], []
+        for part in self._pending:
+            below = part.events.ts < closing
+            if below.all():
+                parts.append(part)
+            else:
+                if below.any():
+                    parts.append(_Part(part.events.take(below), part.position))
+                rest.append(_Part(part.events.take(~below), part.position))
+        self._pending = rest
+        if parts:
+            parts.sort(key=lambda part: part.events.own is None)
+            ordered = self._decide(parts, 0, out)
+            base = bars_of(ordered.events, self.spec.base_ns)
+            self._emit(self.spec.base_ns, base, False, out)
+            self.wide.keep(base)
+            self._blocks.append(_block(ordered.events, parts))
+        for length, bars in self.wide.closed(before, closing):
+            self._emit(length, bars, False, out)
+
+    def _restate(self, out: Collected) -> None:
+        late, self._late = self._late, []
+        fresh = concat_events([p.events for p in late])
+        base = self.spec.base_ns
+        keys = np.unique(window_keys(fresh.codes, fresh.ts, base))
+        known = []
+        for block in self._blocks:
+            at = np.isin(window_keys(block.events.codes, block.events.ts, base), keys)
+            if at.any():
+                known.append(_Part(block.events.take(at), -1))
+        already = sum(len(p.events) for p in known)
+        ordered = self._decide([*known, *late], already, out)
+        added = ordered.arrival >= already
+        if not added.any():
+            return
+        new = ordered.events.take(added)
+        self._blocks.append(_block(new, late))
+        bars = bars_of(ordered.events, base)
+        touched = np.isin(
+            window_keys(bars.codes, bars.start, base), window_keys(new.codes, new.ts, base)
+        )
+        bars = bars.take(touched)
+        self._emit(base, bars, True, out)
+        self.wide.keep(bars)
+        for length, wide in self.wide.restated(bars, self.closed):
+            self._emit(length, wide, True, out)
+
+    def _decide(self, parts: list[_Part], already: int, out: Collected) -> Ordered:
+        """Order the parts' events and count the own ones among those from `already` on."""
+        events = concat_events([p.events for p in parts])
+        ordered = order_events(events)
+        duplicates, conflicts = ordered.duplicates, ordered.conflicts
+        kept = ordered.arrival[ordered.arrival >= already]
+        if events.own is not None:
+            kept, duplicates, conflicts = (
+                index[events.own[index]] for index in (kept, duplicates, conflicts)
+            )
+        out.stored += len(kept)
+        out.deduplicated += len(duplicates)
+        if len(conflicts):
+            ends = np.cumsum([len(p.events) for p in parts])
+            for i in np.sort(conflicts).tolist():
+                part = parts[int(np.searchsorted(ends, i, side="right"))]
+                out.conflicts.append((events.take(np.array([i])), part.position))
+        return ordered
+
+    def _emit(self, length: int, bars: Bars, revised: bool, out: Collected) -> None:
+        mine = bars.own > 0
+        if mine.any():
+            out.bars.append((length, bars if mine.all() else bars.take(mine), revised))

@@ -1,0 +1,165 @@
+"""How bars get into SQLite: fresh ones at full speed, others compared with what is stored."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from market_data_core.bars import BarBatch
+from market_data_core.contracts.store import BadRow, WriteCounts
+
+_ROWS_PER_STATEMENT = 200
+"""One statement for many rows: each step of a statement gives the interpreter lock away once."""
+_KEY = "provider, symbol, interval, ts"
+_VALUES = "open, high, low, close, volume, vwap, trade_count"
+_COLUMNS = f"{_KEY}, {_VALUES}, state, created_at, updated_at"
+_WIDTH = 14
+_PERMANENT = (
+    sqlite3.IntegrityError,
+    sqlite3.DataError,
+    sqlite3.InterfaceError,
+    OverflowError,
+    UnicodeEncodeError,
+)
+
+STAGE = f"""CREATE TEMP TABLE IF NOT EXISTS staged (
+    i INTEGER PRIMARY KEY, {_KEY.replace("ts", "ts INTEGER")},
+    {_VALUES}, state, created_at, updated_at)"""
+
+_DIFFERS = " OR ".join(f"b.{name} IS NOT s.{name}" for name in _VALUES.split(", "))
+_CHANGED = f"""(({_DIFFERS}) AND coalesce(s.trade_count >= b.trade_count, 1)
+    OR b.state = 'gap' AND s.state <> 'gap')"""
+_ON_KEY = " AND ".join(f"b.{name} = s.{name}" for name in _KEY.split(", "))
+_SORT = f"""SELECT s.i, b.provider IS NULL, b.provider IS NOT NULL AND {_CHANGED},
+    b.provider IS NOT NULL AND ({_DIFFERS})
+    FROM staged s LEFT JOIN bars_ohlcv b ON {_ON_KEY}"""
+_TO_HISTORY = f"""INSERT INTO bars_ohlcv_history
+    ({_KEY}, {_VALUES}, state, known_from, known_until)
+    SELECT {", ".join("b." + c for c in f"{_KEY}, {_VALUES}".split(", "))},
+    b.state, b.updated_at, s.updated_at
+    FROM staged s JOIN bars_ohlcv b ON {_ON_KEY} WHERE {_CHANGED}"""
+_SET = ", ".join(f"{name} = excluded.{name}" for name in _VALUES.split(", "))
+_MERGE = f"""INSERT INTO bars_ohlcv AS b ({_COLUMNS})
+    SELECT {_COLUMNS} FROM staged WHERE true ORDER BY {_KEY}
+    ON CONFLICT ({_KEY}) DO UPDATE SET {_SET}, updated_at = excluded.updated_at,
+    state = iif(excluded.state = 'gap', 'gap', 'revised')
+    WHERE {_CHANGED.replace("s.", "excluded.")}"""
+
+
+@dataclass(slots=True)
+class Written:
+    """What writing one batch did; `changed` are the rows that are new or differ."""
+
+    counts: WriteCounts = field(default_factory=WriteCounts)
+    changed: list[int] | None = None
+    bad: list[tuple[int, str]] = field(default_factory=list)
+
+
+def _rows(batch: BarBatch, now_ns: int) -> list[tuple[Any, ...]]:
+    n = len(batch)
+    return list(
+        zip(
+            [batch.provider] * n,
+            batch.symbol_column(),
+            [batch.interval] * n,
+            batch.ts.tolist(),
+            batch.open.tolist(),
+            batch.high.tolist(),
+            batch.low.tolist(),
+            batch.close.tolist(),
+            batch.volume.tolist(),
+            batch.vwap_column(),
+            batch.count_column(),
+            [batch.state] * n,
+            [now_ns] * n,
+            [now_ns] * n,
+            strict=True,
+        )
+    )
+
+
+def write_bars(db: sqlite3.Connection, batch: BarBatch, now_ns: int) -> Written:
+    """Upsert `batch` inside the open transaction; a row that can never be stored is left out."""
+    rows = _rows(batch, now_ns)
+    out = Written()
+    if _write_fresh(db, rows):
+        out.counts.inserted = len(rows)
+        return out
+    out.changed = []
+    _bisect(db, rows, 0, lambda part, at: _merge(db, part, at, out), out)
+    return out
+
+
+def _write_fresh(db: sqlite3.Connection, rows: list[tuple[Any, ...]]) -> bool:
+    """Insert rows if none of their keys is taken; otherwise, or on any bad row, do nothing."""
+    db.execute("SAVEPOINT fresh")
+    before = db.total_changes
+    try:
+        for at in range(0, len(rows), _ROWS_PER_STATEMENT):
+            part = rows[at : at + _ROWS_PER_STATEMENT]
+            marks = ",".join(["(" + ",".join("?" * _WIDTH) + ")"] * len(part))
+            db.execute(
+                f"INSERT INTO bars_ohlcv ({_COLUMNS}) VALUES {marks} ON CONFLICT DO NOTHING",
+                [value for row in part for value in row],
+            )
+        fresh = db.total_changes - before == len(rows)
+    except _PERMANENT:
+        fresh = False
+    if not fresh:
+        db.execute("ROLLBACK TO fresh")
+    db.execute("RELEASE fresh")
+    return fresh
+
+
+def _bisect(
+    db: sqlite3.Connection,
+    rows: Sequence[tuple[Any, ...]],
+    at: int,
+    write: Callable[[Sequence[tuple[Any, ...]], int], None],
+    out: Written,
+) -> None:
+    """Write all rows but those that fail even alone."""
+    db.execute("SAVEPOINT part")
+    try:
+        write(rows, at)
+    except _PERMANENT as error:
+        db.execute("ROLLBACK TO part")
+        db.execute("RELEASE part")
+        if len(rows) == 1:
+            out.bad.append((at, f"{type(error).__name__}: {error}"))
+            out.counts.bad += 1
+            return
+        half = len(rows) // 2
+        _bisect(db, rows[:half], at, write, out)
+        _bisect(db, rows[half:], at + half, write, out)
+        return
+    db.execute("RELEASE part")
+
+
+def _merge(db: sqlite3.Connection, rows: Sequence[tuple[Any, ...]], at: int, out: Written) -> None:
+    db.execute("DELETE FROM staged")
+    marks = ",".join("?" * (_WIDTH + 1))
+    db.executemany(
+        f"INSERT INTO staged VALUES ({marks})",
+        [(at + i, *row) for i, row in enumerate(rows)],
+    )
+    sorted_rows = db.execute(_SORT).fetchall()
+    inserted = [i for i, new, _, _ in sorted_rows if new]
+    updated = [i for i, _, changed, _ in sorted_rows if changed]
+    kept = sum(1 for _, _, changed, differs in sorted_rows if differs and not changed)
+    if updated:
+        db.execute(_TO_HISTORY)
+    if inserted or updated:
+        db.execute(_MERGE)
+    counts = WriteCounts(
+        len(inserted), len(updated), len(rows) - len(inserted) - len(updated) - kept, kept
+    )
+    out.counts.add(counts)  # only once the statements have passed: a failed part is undone whole
+    out.changed = sorted([*(out.changed or ()), *inserted, *updated])
+
+
+def bad_rows(batch: int, written: Written) -> list[BadRow]:
+    """The batch's bad rows as the commit reports them."""
+    return [BadRow(batch, row, error) for row, error in written.bad]

@@ -1,0 +1,145 @@
+"""SQLite files of ours: opened only if they are ours and sound, with errors an operator can use."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+from market_data_core.errors import DamagedFileError, MdpError, TransientError, UsageError
+
+_MAGIC = b"SQLite format 3\0"
+_PRIMARY = 0xFF  # extended result codes keep the primary code in their lowest byte
+_WAIT = {
+    sqlite3.SQLITE_BUSY: "is locked by another process",
+    sqlite3.SQLITE_LOCKED: "is locked",
+    sqlite3.SQLITE_FULL: "cannot grow: the disk is full",
+    sqlite3.SQLITE_IOERR: "cannot be read or written: the disk reports an error",
+    sqlite3.SQLITE_NOMEM: "cannot be used: out of memory",
+}
+_BROKEN = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_FORMAT)
+BUSY_TIMEOUT_MS = 5_000
+
+
+def translate(error: sqlite3.Error, path: Path) -> MdpError | sqlite3.Error:
+    """The platform's error for SQLite's; `error` itself if it is about one statement's data."""
+    code = getattr(error, "sqlite_errorcode", 0) & _PRIMARY
+    if code in _WAIT:
+        return TransientError(f"{path} {_WAIT[code]} ({error})")
+    if code in _BROKEN:
+        return damaged(path, str(error))
+    if code in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM):
+        return UsageError(f"{path} cannot be opened for writing: {error}; check its permissions")
+    return error
+
+
+def damaged(path: Path, what: str) -> DamagedFileError:
+    """The error for a file that is not one of ours or is no longer whole."""
+    msg = (
+        f"{path} is damaged or not a file of this program ({what}); nothing was written to it. "
+        "Restore it from a backup, or move it away to begin with an empty one"
+    )
+    return DamagedFileError(msg)
+
+
+@contextmanager
+def translated(path: Path) -> Iterator[None]:
+    """Raise the platform's errors in place of SQLite's."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise translate(error, path) from error
+
+
+def connect(
+    path: Path,
+    application_id: int,
+    synchronous: Literal["normal", "full"] = "normal",
+    page_size: int = 4096,
+) -> sqlite3.Connection:
+    """A connection in autocommit mode to our file at `path`, created if there is none.
+
+    An empty file counts as none. Folding the write-ahead log back is left to the caller.
+
+    Raises:
+        DamagedFileError: the file is corrupt, or another program's.
+        TransientError: it is locked for longer than the busy timeout.
+        UsageError: it cannot be opened or created.
+    """
+    fresh = _is_fresh(path)
+    with translated(path):
+        db = sqlite3.connect(
+            path, isolation_level=None, check_same_thread=False, timeout=BUSY_TIMEOUT_MS / 1000
+        )
+        try:
+            if fresh:
+                db.execute(f"PRAGMA page_size={page_size}")
+            db.execute("PRAGMA journal_mode=WAL")
+            db.execute(f"PRAGMA synchronous={synchronous}")
+            db.execute("PRAGMA wal_autocheckpoint=0")
+            db.execute("PRAGMA temp_store=MEMORY")
+            _claim(db, path, application_id)
+        except BaseException:
+            db.close()
+            raise
+    return db
+
+
+def _is_fresh(path: Path) -> bool:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("rb") as file:
+            head = file.read(len(_MAGIC))
+    except FileNotFoundError:
+        return True
+    except OSError as error:
+        msg = f"{path} cannot be opened: {error.strerror or error}"
+        raise UsageError(msg) from error
+    if head and head != _MAGIC:
+        raise damaged(path, "it does not begin as an SQLite file")
+    return not head
+
+
+def _claim(db: sqlite3.Connection, path: Path, application_id: int) -> None:
+    """Mark an empty file as ours; refuse one that is somebody else's."""
+    (found,) = db.execute("PRAGMA application_id").fetchone()
+    if found == application_id:
+        return
+    db.execute("BEGIN IMMEDIATE")
+    (found,) = db.execute("PRAGMA application_id").fetchone()
+    (tables,) = db.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+    if found != application_id:
+        if found or tables:
+            db.execute("ROLLBACK")
+            raise damaged(path, "it is another program's database")
+        db.execute(f"PRAGMA application_id={application_id}")
+    db.execute("COMMIT")
+
+
+def inode_of(path: Path) -> int:
+    """Identity of the file at `path`, 0 if there is none: tells a file that was replaced."""
+    try:
+        return os.stat(path).st_ino  # noqa: PTH116  (a hot path: Path.stat costs twice as much)
+    except OSError:
+        return 0
+
+
+def fold_log(db: sqlite3.Connection, path: Path, at_least: int, force_at: int) -> None:
+    """Copy the write-ahead log into the file once it is longer than `at_least` bytes.
+
+    Does not hinder readers or writers unless the log has outgrown `force_at` bytes.
+    """
+    try:
+        size = os.stat(f"{path}-wal").st_size  # noqa: PTH116
+    except OSError:
+        return
+    if size >= at_least:
+        mode = "RESTART" if size >= force_at else "PASSIVE"
+        try:
+            db.execute(f"PRAGMA wal_checkpoint({mode})")
+        except sqlite3.OperationalError as error:
+            if not isinstance(translate(error, path), TransientError):
+                raise  # busy or full: the next round tries again
