@@ -242,7 +242,7 @@ def code_dtype(symbols: int) -> type[np.unsignedinteger[Any]]:
     return np.uint16 if symbols <= 1 << 16 else np.uint32
 
 
-def invalid_rows(  # noqa: PLR0917  (the columns in their usual order)
+def invalid_rows(
     o: NDArray[np.float64],
     h: NDArray[np.float64],
     low: NDArray[np.float64],
@@ -412,7 +412,7 @@ def _batch_of(key: tuple[str, Kind, str], rows: list[tuple[Any, ...]]) -> EventB
     )  # fmt: skip
 
 
-def make_batch(  # noqa: PLR0917  (likewise)
+def make_batch(
     provider: str,
     symbols: Sequence[str],
     src_ts: Any,

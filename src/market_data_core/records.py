@@ -7,6 +7,8 @@ from typing import Literal
 
 import msgspec
 
+CodecName = Literal["columnar", "json", "msgpack"]
+"""How events are written: in columns, or one by one."""
 MarkKind = Literal["progress", "idle", "pause", "end"]
 
 

@@ -28,7 +28,7 @@ from market_data_core.events import (
     make_batch,
 )
 from market_data_core.partitioning import partition_of
-from market_data_core.records import Entry, Mark, TopicInfo
+from market_data_core.records import CodecName, Entry, Mark, TopicInfo
 from market_data_pipeline.metrics import STREAM_EVENTS_INGESTED
 
 _ENTRY_EVENTS_MAX = 20_000
@@ -46,7 +46,7 @@ class ProducerSettings:
         bus_name: for the metrics.
     """
 
-    codec: str
+    codec: CodecName
     batch_events: int
     base_ns: int
     allow_late_ns: int

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
 from market_data_core.events import EventBatch, Rejected, StreamEvent
-from market_data_core.records import Bounds, Entry, Mark, Record, TopicInfo
+from market_data_core.records import Bounds, CodecName, Entry, Mark, Record, TopicInfo
 
 
 class Codec(Protocol):
@@ -20,7 +20,7 @@ class Codec(Protocol):
         """
         ...
 
-    def encode_events(self, batch: EventBatch, codec: str, /) -> Iterable[bytes]:
+    def encode_events(self, batch: EventBatch, codec: CodecName, /) -> Iterable[bytes]:
         """The payloads that carry `batch` under the codec of that name."""
         ...
 

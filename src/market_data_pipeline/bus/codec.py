@@ -8,7 +8,7 @@ in the narrowest integers that hold them, so that a trade takes about 20 bytes.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -24,10 +24,8 @@ from market_data_core.events import (
     StreamEvent,
     decode_event,
 )
-from market_data_core.records import Mark
+from market_data_core.records import CodecName, Mark
 from market_data_core.scaled import MANTISSA_LIMIT, Array, Scaled
-
-CodecName = Literal["columnar", "json", "msgpack"]
 
 _COLUMNS, _MARK, _REJECTED = b"MDPC", b"MDPM", b"MDPR"
 _HEADER_LENGTH = 4
@@ -66,18 +64,18 @@ _mark_decoder = msgspec.msgpack.Decoder(Mark)
 _rejected_decoder = msgspec.msgpack.Decoder(_RejectedWire)
 
 
-def encode_mark(mark: Mark) -> bytes:
+def encode_mark(mark: Mark, /) -> bytes:
     """A mark as bytes."""
     return _MARK + msgspec.msgpack.encode(mark)
 
 
-def encode_rejected(item: Rejected) -> bytes:
+def encode_rejected(item: Rejected, /) -> bytes:
     """A piece of unusable input as bytes."""
     wire = _RejectedWire(item.reason, item.detail, item.original, item.where)
     return _REJECTED + msgspec.msgpack.encode(wire)
 
 
-def encode_events(batch: EventBatch, codec: CodecName) -> Iterable[bytes]:
+def encode_events(batch: EventBatch, codec: CodecName, /) -> Iterable[bytes]:
     """The payloads that carry `batch`: one for columns, one an event otherwise."""
     if codec == "columnar":
         return (encode_columns(batch),)
@@ -206,7 +204,7 @@ def _check(batch: EventBatch, codes: NDArray[Any]) -> None:
             raise ValueError(msg)
 
 
-def decode(payload: bytes) -> EventBatch | Mark | Rejected | StreamEvent:
+def decode(payload: bytes, /) -> EventBatch | Mark | Rejected | StreamEvent:
     """Whatever a payload holds.
 
     Raises:

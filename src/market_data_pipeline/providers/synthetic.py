@@ -19,11 +19,10 @@ from typing import Annotated, Any, Literal
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from market_data_core._config_types import check_distinct
 from market_data_core.clock import Clock, SystemClock
-from market_data_core.config import ProducerSettings, Symbol
+from market_data_core.config import ProducerSettings, Symbol, check_distinct
 from market_data_core.contracts.provider import Item, Subscription
 from market_data_core.errors import RejectedError, UsageError
 from market_data_core.events import (
@@ -70,6 +69,17 @@ def _check_start(text: str) -> str:
     return text
 
 
+def _check_speed(value: Any) -> Any:
+    try:
+        possible = value == "max" or 0 < float(value) <= 1_000_000
+    except (TypeError, ValueError):
+        possible = False
+    if possible:
+        return value
+    msg = f"{value!r} is neither a number above 0, at most 1000000, nor 'max'"
+    raise ValueError(msg)
+
+
 Share = Annotated[float, Field(ge=0, le=1)]
 Step = Annotated[Decimal, Field(gt=0, le=10_000, decimal_places=8)]
 
@@ -84,10 +94,7 @@ class SyntheticSettings(ProducerSettings):
         default=1.0, gt=0, le=1_000_000, description="Mean number of trades per second and symbol."
     )
     price_volatility: float = Field(
-        default=0.02,
-        ge=0,
-        le=10,
-        description="Standard deviation of the logarithmic return over a day of 24 hours.",
+        default=0.02, ge=0, le=10, description="Standard deviation of the 24-hour log return."
     )
     start_price: float = Field(
         default=100.0, gt=0, le=1_000_000, description="First price of every symbol."
@@ -103,7 +110,7 @@ class SyntheticSettings(ProducerSettings):
         default=1.0, ge=0, le=4, description="Standard deviation of a size's logarithm."
     )
     seed: int = Field(default=0, ge=0, description="Equal seeds and settings give equal events.")
-    speed: Annotated[float, Field(gt=0, le=1_000_000)] | Literal["max"] = Field(
+    speed: Annotated[float | Literal["max"], BeforeValidator(_check_speed)] = Field(
         default=1.0, description="Event seconds per wall-clock second, or `max`: without waiting."
     )
     start: Annotated[str, AfterValidator(_check_start)] = Field(
@@ -112,10 +119,7 @@ class SyntheticSettings(ProducerSettings):
     )
     disorder: Share = Field(default=0.0, description="Share of trades that arrive out of order.")
     disorder_ms: int = Field(
-        default=300,
-        ge=1,
-        le=3_600_000,
-        description="How long a disordered trade or a copy is delayed at most, in milliseconds.",
+        default=300, ge=1, le=3_600_000, description="Longest delay of these and of copies, in ms."
     )
     duplicates: Share = Field(
         default=0.0, description="Share of trades whose copy follows within disorder_ms."
@@ -206,7 +210,6 @@ class _Market:
         length = np.diff(first, append=n)
         last = first + length - 1
         symbol = code[first]
-
         ts = rows["src_ts"]
         before = np.empty(n, np.int64)
         before[1:] = ts[:-1]
@@ -289,13 +292,11 @@ class SyntheticProvider:
     async def stream(self, subscription: Subscription) -> AsyncIterator[Item]:
         """Yield batches of trades, and broken messages as they would have come.
 
-        Ends only after `limit_s`, at the end of the year 2199, or when closed.
-
-        Args:
-            subscription: any symbols; without any, those of the settings.
+        Any symbol can be asked for; the settings' are the default. Ends only after `limit_s`, at
+        the end of the year 2199, or when closed.
         """
-        chosen = tuple(dict.fromkeys(s.upper() for s in subscription.symbols))
-        symbols = chosen or self._settings.symbols
+        asked_for = dict.fromkeys(s.upper() for s in subscription.symbols)
+        symbols = tuple(asked_for) or self._settings.symbols
         start_wall = self._clock.now_ns()
         start = self._start_ns(start_wall)
         end = SRC_TS_MAX
@@ -306,9 +307,7 @@ class SyntheticProvider:
         while market.now_ns < end:
             rows = wire.carry(market.block())
             rows = np.concatenate((delayed, rows[rows["src_ts"] < end]))
-            due = rows["arrival"] < market.now_ns
-            if market.now_ns >= end:
-                due[:] = True
+            due = (rows["arrival"] < market.now_ns) | (market.now_ns >= end)
             delayed, rows = rows[~due], rows[due]
             rows = rows[np.argsort(rows["arrival"], kind="stable")]
             rows["arrival"] = np.minimum(rows["arrival"], end)

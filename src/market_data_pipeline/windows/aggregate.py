@@ -31,7 +31,8 @@ class Events:
         close: trade price; `volume` size.
         ohl: open, high, low; None if all equal `close`.
         own: shape (n,), False for events that are only known from elsewhere: they make the bars
-            whole but are counted where they belong. None: all are our own.
+            whole but are counted where they belong. None: all are our own. In ordered events,
+            also True for a known event of which we have a copy.
     """
 
     codes: Index
@@ -121,7 +122,12 @@ def order_events(events: Events) -> Ordered:
     copies, originals = order[again], order[first[again]]
     same = _same_payload(events, copies, originals)
     kept = order[~again]
-    return Ordered(events.take(kept), kept, copies[same], copies[~same])
+    distinct = events.take(kept)
+    if events.own is not None:
+        # a bar is ours to write if one of our events is in it, be it a copy of a known one
+        touched = originals[same & events.own[copies]]
+        distinct = replace(distinct, own=events.own[kept] | np.isin(kept, touched))
+    return Ordered(distinct, kept, copies[same], copies[~same])
 
 
 def _order_ties(order: Index, tie: NDArray[np.bool_], seq: NDArray[np.int64]) -> Index:
@@ -153,7 +159,7 @@ class Bars:
         open: first price by (src_ts, seq); `close` the last; `high`, `low` the extremes.
         volume: exact sum of sizes; `notional` of price times size.
         count: shape (n,), int64, distinct events.
-        own: shape (n,), int64, those of them that are not foreign.
+        own: shape (n,), int64, those of them that we have (bars with none are not ours to write).
     """
 
     codes: Index

@@ -85,6 +85,7 @@ class Checkpoint(msgspec.Struct, kw_only=True):
         received_before: events received from earlier logs of this name.
         forwarded: events that belonged to another partition and were sent there.
         ended: the lane's end mark was read.
+        bars: bars given to the store, not counting new versions.
     """
 
     log_id: str
@@ -95,6 +96,7 @@ class Checkpoint(msgspec.Struct, kw_only=True):
     received_before: int = 0
     forwarded: int = 0
     ended: bool = False
+    bars: int = 0
     counts: Counts = msgspec.field(default_factory=Counts)
     streams: list[StreamState] = []
 

@@ -150,15 +150,24 @@ class MicroBatcher:
         done = [p for p in self._owned.values() if p.ended and not p.dirty]
         return len(done) == self._info.partitions and self._committing is None
 
-    async def run(self, stop: asyncio.Event) -> None:
+    async def run(self, stop: asyncio.Event, drain_s: float = 0.0) -> None:
         """Work until `stop` is set or the lane has ended; then commit and let go.
+
+        Args:
+            stop: asks to end.
+            drain_s: for how long to go on after that while there is something to read.
 
         Raises:
             LogLostError: the log was replaced while it was being read.
             FencedError: the guard was lost.
         """
         try:
-            while not stop.is_set() and not self.ended:
+            busy, deadline = True, float("inf")
+            while not self.ended:
+                if stop.is_set():
+                    deadline = min(deadline, time.monotonic() + drain_s)
+                    if not busy or time.monotonic() >= deadline:
+                        break
                 await self._rebalance()
                 busy = await self._read()
                 await self._decide(busy)
@@ -207,7 +216,7 @@ class MicroBatcher:
         partition = self._owned.pop(number, None)
         if partition:
             await self._retry(lambda: self._store.release(partition.claim))
-            log.info("partition handed over", topic=self._info.name, partition=number)
+            log.debug("partition handed over", topic=self._info.name, partition=number)
 
     async def _claim_free(self, wanted: int) -> None:
         s = self._settings
@@ -244,7 +253,7 @@ class MicroBatcher:
         partition.dirty = bool(found.gaps)
         self._owned[number] = partition
         self._observer.adopted(number, found.checkpoint.counts)
-        log.info("partition owned", topic=self._info.name, partition=number, token=claim.token)
+        log.debug("partition owned", topic=self._info.name, partition=number, token=claim.token)
 
     # ---- reading ---------------------------------------------------------------------------
 

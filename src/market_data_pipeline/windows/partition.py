@@ -464,6 +464,7 @@ class Partition:
             received_before=self._checkpoint.received_before,
             forwarded=self._forwarded,
             ended=self.ended,
+            bars=self._checkpoint.bars + sum(len(b) for b in bars if b.state != "revised"),
             counts=msgspec.structs.replace(self._counts),
             streams=[
                 *(stream.state(provider) for provider, stream in self.ticks.items()),

@@ -65,6 +65,7 @@ async def recover(
         received_before=counts.received + checkpoint.forwarded - at,
         forwarded=checkpoint.forwarded,
         ended=checkpoint.ended and same,
+        bars=checkpoint.bars,
         counts=counts,
         streams=[_fenced(s, base_ns) for s in checkpoint.streams],
     )

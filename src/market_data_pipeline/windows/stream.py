@@ -101,6 +101,8 @@ class WindowStream:
         self.symbols: dict[str, int] = {s: i for i, s in enumerate(state.symbols)}
         settled = {length: unpack_bars(bars) for length, bars in state.settled.items()}
         self.wide = WideWindows(spec.base_ns, spec.wide_ns, settled)
+        # up to here everything is in settled rows; it follows the final watermark at each collect
+        self._settled_to = min(self.final, self.closed)
         self._maps: dict[tuple[str, ...], Index] = {}
         self._pending: list[_Part] = []
         self._late: list[_Part] = []
@@ -166,7 +168,7 @@ class WindowStream:
         begins at the widest window that its first event lies in.
         """
         if self.closed > NEVER:
-            return self.final
+            return self._settled_to
         first = min((int(p.events.ts.min()) for p in self._pending), default=FOREVER)
         return first if first >= FOREVER else floor_to(first, self.spec.widest_ns)
 
@@ -207,14 +209,14 @@ class WindowStream:
     def restore(self, batch: EventBatch, position: int) -> None:
         """Take events that a checkpoint has already counted; those at or below F are skipped."""
         events = self._events(batch)
-        keep = events.ts >= self.final
+        keep = events.ts >= self._settled_to
         if keep.any():
             self._place(events.take(keep), position, self._restored)
 
     def inject(self, batch: EventBatch) -> None:
         """Take events known from elsewhere: they make bars whole and are counted nowhere here."""
         events = replace(self._events(batch), own=np.zeros(len(batch), bool))
-        keep = events.ts >= self.final
+        keep = events.ts >= self._settled_to
         if keep.any():
             self._place(events.take(keep), -1, self._restored)
 
@@ -272,9 +274,9 @@ class WindowStream:
         closing = self._closing(limit)
         if closing > self.closed:
             self._close(closing, out)
-        final = min(self.final, self.closed)
-        self.wide.settle(final)
-        self._blocks = [block for block in self._blocks if block.last >= final]
+        self._settled_to = max(self._settled_to, min(self.final, self.closed))
+        self.wide.settle(self._settled_to)
+        self._blocks = [block for block in self._blocks if block.last >= self._settled_to]
         return out
 
     def _rebuild(self) -> None:

@@ -6,9 +6,8 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from market_data_core.errors import UsageError
 from market_data_pipeline.providers._formats.order import REJECTED_BYTES_MAX, Piece
-from market_data_pipeline.providers._formats.rows import Rows, Session
+from market_data_pipeline.providers._formats.rows import Deferred, Rows, Session
 
 BLOCK_ROWS = 1 << 15
 
@@ -30,26 +29,21 @@ def merged(inputs: Sequence[Iterator[Piece]]) -> Iterator[Rows]:
         parts = [source.pop(bound, inclusive=i <= slowest) for i, source in enumerate(live)]
         yield Piece.concat(parts).sorted().rows
     for source in sources:
-        if source.failure:
-            raise source.failure
+        source.deferred.check()
 
 
 class _Source:
     """What is in memory of one input."""
 
     def __init__(self, pieces: Iterator[Piece]) -> None:
-        self._pieces = pieces
+        self.deferred = Deferred(pieces)
+        self._pieces = iter(self.deferred)
         self._piece: Piece | None = None
-        self.failure: UsageError | None = None
 
     def fill(self) -> bool:
         """Read on if nothing is left in memory; False at the end."""
         while self._piece is None or not len(self._piece.keys):
-            try:
-                self._piece = next(self._pieces, None)
-            except UsageError as error:
-                self.failure = error
-                self._pieces = iter(())
+            self._piece = next(self._pieces, None)
             if self._piece is None:
                 return False
         return True
@@ -72,20 +66,21 @@ class _Source:
         return self._piece
 
 
-def blocks(parts: Iterator[Rows], session: Session, block_rows: int = BLOCK_ROWS) -> Iterator[Rows]:
-    """The same rows in blocks of `block_rows`, whatever the sizes they come in.
+def blocks(parts: Iterator[Rows], session: Session) -> Iterator[Rows]:
+    """The same rows in blocks of `BLOCK_ROWS`, whatever the sizes they come in.
 
     A block ends early, at a place that depends on the rows alone, where the rejected pieces in it
     become too large to hold.
     """
     held: list[Rows] = []
     held_count = held_bytes = 0
-    for rows in parts:
+    deferred = Deferred(parts)
+    for rows in deferred:
         at, sizes = session.rejected_sizes(rows)
         pending = list(zip(at.tolist(), sizes, strict=True))[::-1]
         start = 0
         while start < len(rows):
-            end = min(len(rows), start + block_rows - held_count)
+            end = min(len(rows), start + BLOCK_ROWS - held_count)
             while pending and pending[-1][0] < end and held_bytes < REJECTED_BYTES_MAX:
                 position, size = pending.pop()
                 held_bytes += size
@@ -94,8 +89,9 @@ def blocks(parts: Iterator[Rows], session: Session, block_rows: int = BLOCK_ROWS
             held.append(rows.take(slice(start, end)))
             held_count += end - start
             start = end
-            if held_count == block_rows or held_bytes >= REJECTED_BYTES_MAX:
+            if held_count == BLOCK_ROWS or held_bytes >= REJECTED_BYTES_MAX:
                 yield Rows.concat(held)
                 held, held_count, held_bytes = [], 0, 0
     if held_count:
         yield Rows.concat(held)
+    deferred.check()

@@ -13,12 +13,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from market_data_core.errors import MdpError, UsageError
+from market_data_core.errors import MdpError
 from market_data_core.events import format_ts
 from market_data_pipeline.providers._formats.rows import (
     BEFORE_ALL,
     REJECTED_STREAM,
     Array,
+    Deferred,
     Ints,
     Rows,
     Session,
@@ -83,11 +84,8 @@ def reordered(
     greatest = BEFORE_ALL
     held: list[Piece] = []
     held_count = new_count = 0
-    failure = None
-    for rows in _until_failure(chunks):
-        if isinstance(rows, UsageError):
-            failure = rows
-            break
+    deferred = Deferred(chunks)
+    for rows in deferred:
         if not len(rows):
             continue
         keys, greatest = _keys(rows, greatest, label, disorder_ns)
@@ -100,23 +98,13 @@ def reordered(
         cut = int(np.searchsorted(piece.keys, greatest - REORDER_NS, side="right"))
         if cut:
             yield piece.take(slice(cut))
-        held, held_count, new_count = [piece.take(slice(cut, None))], len(rows) - cut, 0
-        held_count = len(held[0].keys)
+        held, held_count, new_count = [piece.take(slice(cut, None))], len(piece.keys) - cut, 0
         if held_count > buffer_events:
             msg = f"{label}: more than {buffer_events} events within {REORDER_NS // 10**9} s"
             raise OutOfOrder(msg)
     if sum(len(p.keys) for p in held):
         yield Piece.concat(held).sorted()
-    if failure:
-        raise failure
-
-
-def _until_failure(chunks: Iterator[Rows]) -> Iterator[Rows | UsageError]:
-    """The chunks, then the error that ended them, so that what is held back is not lost."""
-    try:
-        yield from chunks
-    except UsageError as error:
-        yield error
+    deferred.check()
 
 
 def _keys(rows: Rows, greatest: int, label: str, disorder_ns: int) -> tuple[Ints, int]:

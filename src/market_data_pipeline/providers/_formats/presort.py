@@ -10,9 +10,8 @@ from typing import BinaryIO
 
 import numpy as np
 
-from market_data_core.errors import UsageError
 from market_data_pipeline.providers._formats.order import Piece
-from market_data_pipeline.providers._formats.rows import REJECTED_STREAM, Array, Rows
+from market_data_pipeline.providers._formats.rows import REJECTED_STREAM, Array, Deferred, Rows
 
 _RECORD = np.dtype(
     [
@@ -44,21 +43,17 @@ def presorted(chunks: Iterator[Rows], buffer_events: int, spool_dir: Path) -> It
     """
     held: list[Rows] = []
     held_count = 0
-    failure = None
+    deferred = Deferred(chunks)
     with _RunFile(spool_dir) as runs:
-        try:
-            for rows in chunks:
-                rejected = rows.stream == REJECTED_STREAM
-                if rejected.any():
-                    yield _piece(rows.take(rejected))
-                    rows = rows.take(~rejected)  # noqa: PLW2901
-                held.append(rows)
-                held_count += len(rows)
-                if held_count > buffer_events:
-                    runs.add(_sorted(held))
-                    held, held_count = [], 0
-        except UsageError as error:
-            failure = error
+        for rows in deferred:
+            rejected = rows.stream == REJECTED_STREAM
+            if rejected.any():
+                yield _piece(rows.take(rejected))
+            held.append(rows.take(~rejected) if rejected.any() else rows)
+            held_count += len(held[-1])
+            if held_count > buffer_events:
+                runs.add(_sorted(held))
+                held, held_count = [], 0
         if not runs.count:
             if held_count:
                 yield _piece(_sorted(held))
@@ -67,8 +62,7 @@ def presorted(chunks: Iterator[Rows], buffer_events: int, spool_dir: Path) -> It
                 runs.add(_sorted(held))
             held = []
             yield from map(_piece, runs.merged(buffer_events))
-    if failure:
-        raise failure
+    deferred.check()
 
 
 def _piece(rows: Rows) -> Piece:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from market_data_core.errors import UsageError
 from market_data_core.events import (
     REASONS,
     EventBatch,
@@ -20,6 +21,7 @@ from market_data_core.events import (
 )
 from market_data_core.scaled import Scaled
 
+T = TypeVar("T")
 Array = NDArray[Any]
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -95,6 +97,25 @@ class Rows:
         if any(p.ohl for p in parts):
             ohl = tuple(map(np.concatenate, zip(*(p.prices() for p in parts), strict=True)))
         return cls._of(columns, ohl)
+
+
+class Deferred(Generic[T]):
+    """Goes through `items`, and keeps the error that ends them until what is held back is out."""
+
+    def __init__(self, items: Iterable[T]) -> None:
+        self._items = items
+        self._failure: UsageError | None = None
+
+    def __iter__(self) -> Iterator[T]:
+        try:
+            yield from self._items
+        except UsageError as error:
+            self._failure = error
+
+    def check(self) -> None:
+        """Raise what ended the items, if it was an error."""
+        if self._failure:
+            raise self._failure
 
 
 class Format(Protocol):
