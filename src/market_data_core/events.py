@@ -213,21 +213,17 @@ def concat_batches(batches: Sequence[EventBatch]) -> EventBatch:
     if any(b.stream != first.stream for b in batches):
         msg = "only batches of one provider, kind and interval can be joined"
         raise ValueError(msg)
-    index: dict[str, int] = {}
-    codes = []
-    for b in batches:
-        mapping = np.array(
-            [index.setdefault(s, len(index)) for s in b.symbols], code_dtype(1 << 17)
-        )
-        codes.append(mapping[b.codes] if len(mapping) else b.codes)
+    symbols, codes = first.symbols, [b.codes for b in batches]
+    if any(b.symbols != symbols for b in batches):
+        symbols, codes = _joined_codes(batches)
     ohl = None
     if any(b.ohl for b in batches):
         columns = zip(*(b.prices() for b in batches), strict=True)
         ohl = tuple(concat_scaled(column) for column in columns)
     return replace(
         first,
-        symbols=tuple(index),
-        codes=np.concatenate(codes).astype(code_dtype(len(index))),
+        symbols=symbols,
+        codes=np.concatenate(codes).astype(code_dtype(len(symbols)), copy=False),
         src_ts=np.concatenate([b.src_ts for b in batches]),
         seq=np.concatenate([b.seq for b in batches]),
         ingest_ts=np.concatenate([b.ingest_ts for b in batches]),
@@ -235,6 +231,16 @@ def concat_batches(batches: Sequence[EventBatch]) -> EventBatch:
         volume=concat_scaled([b.volume for b in batches]),
         ohl=ohl,  # type: ignore[arg-type]
     )
+
+
+def _joined_codes(batches: Sequence[EventBatch]) -> tuple[tuple[str, ...], list[Array]]:
+    """All symbols of the batches, and each batch's codes into them."""
+    index: dict[str, int] = {}
+    codes = []
+    for b in batches:
+        mapping = [index.setdefault(s, len(index)) for s in b.symbols]
+        codes.append(np.array(mapping, np.uint32)[b.codes] if mapping else b.codes)
+    return tuple(index), codes
 
 
 def code_dtype(symbols: int) -> type[np.unsignedinteger[Any]]:

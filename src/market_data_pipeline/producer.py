@@ -6,11 +6,12 @@ latency and a busy one high throughput. What `flush` has returned for is durable
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from market_data_core.clock import Clock
 from market_data_core.contracts.bus import Bus, Codec
@@ -31,7 +32,7 @@ from market_data_core.partitioning import partition_of
 from market_data_core.records import CodecName, Entry, Mark, TopicInfo
 from market_data_pipeline.metrics import STREAM_EVENTS_INGESTED
 
-_ENTRY_EVENTS_MAX = 20_000
+_CACHED_MAX = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,14 +52,6 @@ class ProducerSettings:
     base_ns: int
     allow_late_ns: int
     bus_name: str
-
-
-@dataclass(slots=True)
-class _Waiting:
-    """Rows of one batch that go to one partition."""
-
-    batch: EventBatch
-    source: int
 
 
 class Producer:
@@ -92,11 +85,9 @@ class Producer:
         self._sources = list(sources) if sources else None
         self._source = 0
         self._ticks: list[Tick] = []
-        self._waiting: list[dict[tuple[str, str, str], list[_Waiting]]] = [
-            {} for _ in range(info.partitions)
-        ]
+        self._waiting: dict[tuple[str, str, str], list[tuple[EventBatch, int]]] = {}
         self._rejected: list[Entry] = []
-        self._owners: dict[tuple[str, ...], np.ndarray[tuple[int], np.dtype[np.intp]]] = {}
+        self._owners: dict[tuple[str, ...], NDArray[np.uint16]] = {}
         self._greatest: dict[str, int] = {}
         self._told: dict[tuple[str, int], int] = {}
         self.pending = 0
@@ -109,7 +100,7 @@ class Producer:
             self.pending += 1
         elif isinstance(item, EventBatch):
             self._add_ticks()
-            self._split(item)
+            self._keep(item)
             self.pending += len(item)
         elif isinstance(item, Rejected):
             self._add_rejected(item)
@@ -140,8 +131,7 @@ class Producer:
         seq = np.array([t.seq for t in ticks], np.int64)
         now = np.full(len(ticks), self._clock.now_ns(), np.int64)
         symbols = [t.symbol for t in ticks]
-        batch = make_batch(self._provider, symbols, src_ts, seq, price, size, ingest_ts=now)
-        self._split(batch)
+        self._keep(make_batch(self._provider, symbols, src_ts, seq, price, size, ingest_ts=now))
 
     def _refused(self, tick: Tick, reason: str) -> Rejected:
         sane = reason != "bad_timestamp"
@@ -159,42 +149,11 @@ class Producer:
         )
         return Rejected(reason, REASONS[reason], msgspec.json.encode(event))
 
-    def _split(self, batch: EventBatch) -> None:
-        """Sort a batch's rows into their partitions."""
-        if not len(batch):
-            return
-        owners = self._owners.get(batch.symbols)
-        if owners is None:
-            count = self._info.partitions
-            owners = np.array([partition_of(s, count) for s in batch.symbols], np.uint16)
-            if len(self._owners) > 256:
-                self._owners.clear()
-            self._owners[batch.symbols] = owners
-        self._greatest[batch.provider] = max(
-            self._greatest.get(batch.provider, int(batch.src_ts[0])), int(batch.src_ts.max())
-        )
-        row_owner = owners[batch.codes]
-        order = np.argsort(row_owner, kind="stable")
-        ends = np.searchsorted(row_owner[order], np.arange(self._info.partitions), side="right")
-        begin = 0
-        for partition, end in enumerate(ends.tolist()):
-            if end > begin:
-                self._place(partition, batch, order[begin:end])
-            begin = end
-        self._source += len(batch)
-
-    def _place(
-        self, partition: int, batch: EventBatch, rows: np.ndarray[tuple[int], np.dtype[np.intp]]
-    ) -> None:
-        source = 0
-        if self._sources is not None:
-            rows = rows[rows + self._source >= self._sources[partition]]  # the rest is there
-            if not len(rows):
-                return
-            source = self._source + int(rows[-1]) + 1
-        part = batch.take(rows) if len(rows) < len(batch) else batch
-        waiting = self._waiting[partition].setdefault(batch.stream, [])
-        waiting.append(_Waiting(part, source))
+    def _keep(self, batch: EventBatch) -> None:
+        """Let a batch wait for the next flush, with its place in the source."""
+        if len(batch):
+            self._waiting.setdefault(batch.stream, []).append((batch, self._source))
+            self._source += len(batch)
 
     def _add_rejected(self, item: Rejected) -> None:
         """Unusable input goes to partition 0, and is counted and dead-lettered by its owner."""
@@ -208,11 +167,9 @@ class Producer:
         """Write everything taken so far, and marks where time has moved on; durable on return."""
         self._add_ticks()
         entries, self._rejected = self._rejected, []
-        counts: dict[str, int] = {}
-        for partition, streams in enumerate(self._waiting):
-            for waiting in streams.values():
-                entries += self._entries(partition, waiting, counts)
-            streams.clear()
+        waiting, self._waiting = self._waiting, {}
+        for batches in waiting.values():
+            entries += self._split(batches)
         if self._sources is not None:
             entries.sort(key=lambda e: e.source)  # a resumed lane skips by the greatest source
         entries += self._progress(entries)
@@ -221,27 +178,66 @@ class Producer:
             return
         await self._retry(lambda: self._bus.append(self._info.name, entries))
         self.produced += sum(e.count for e in entries)
-        for provider, count in counts.items():
-            STREAM_EVENTS_INGESTED.labels(self._settings.bus_name, self._info.name, provider).inc(
-                count
-            )
+        for entry in entries:
+            if entry.count:
+                STREAM_EVENTS_INGESTED.labels(
+                    self._settings.bus_name, self._info.name, entry.provider
+                ).inc(entry.count)
+
+    def _split(self, waiting: Sequence[tuple[EventBatch, int]]) -> list[Entry]:
+        """One stream's rows, sorted into their partitions."""
+        batch = concat_batches([b for b, _ in waiting])
+        greatest = int(batch.src_ts.max())
+        self._greatest[batch.provider] = max(self._greatest.get(batch.provider, greatest), greatest)
+        owner = self._owners_of(batch.symbols)[batch.codes]
+        order = np.argsort(owner, kind="stable")
+        ends = np.searchsorted(owner[order], np.arange(self._info.partitions), side="right")
+        batch = batch.take(order)
+        source = None
+        if self._sources is not None:
+            places = np.concatenate([np.arange(at, at + len(b)) for b, at in waiting])
+            source = places[order]
+        entries: list[Entry] = []
+        begin = 0
+        for partition, end in enumerate(ends.tolist()):
+            if end > begin:
+                rows = slice(begin, end)
+                entries += self._entries(
+                    partition, batch.take(rows), None if source is None else source[rows]
+                )
+            begin = end
+        return entries
+
+    def _owners_of(self, symbols: tuple[str, ...]) -> NDArray[np.uint16]:
+        owners = self._owners.get(symbols)
+        if owners is None:
+            count = self._info.partitions
+            owners = np.array([partition_of(s, count) for s in symbols], np.uint16)
+            if len(self._owners) > _CACHED_MAX:
+                self._owners.clear()
+            self._owners[symbols] = owners
+        return owners
 
     def _entries(
-        self, partition: int, waiting: list[_Waiting], counts: dict[str, int]
-    ) -> Iterable[Entry]:
-        joined = concat_batches([w.batch for w in waiting])
-        source = waiting[-1].source
-        counts[joined.provider] = counts.get(joined.provider, 0) + len(joined)
+        self, partition: int, batch: EventBatch, source: NDArray[np.int64] | None
+    ) -> Iterator[Entry]:
+        reached = 0
+        if source is not None and self._sources is not None:
+            held = self._sources[partition]
+            if int(source[0]) < held:  # a resumed lane: the partition has these already
+                rows = source >= held
+                batch, source = batch.take(rows), source[rows]
+                if not len(batch):
+                    return
+            reached = int(source[-1]) + 1
+        payloads = self._codec.encode_events(batch, self._settings.codec)
         if self._settings.codec == "columnar":
-            span = int(joined.src_ts.min()), int(joined.src_ts.max())
-            for payload in self._codec.encode_events(joined, "columnar"):
-                yield Entry(partition, payload, len(joined), joined.provider, *span, source)
+            span = int(batch.src_ts.min()), int(batch.src_ts.max())
+            for payload in payloads:
+                yield Entry(partition, payload, len(batch), batch.provider, *span, reached)
             return
-        times = joined.src_ts.tolist()
-        for ts, payload in zip(
-            times, self._codec.encode_events(joined, self._settings.codec), strict=True
-        ):
-            yield Entry(partition, payload, 1, joined.provider, ts, ts, source)
+        for ts, payload in zip(batch.src_ts.tolist(), payloads, strict=True):
+            yield Entry(partition, payload, 1, batch.provider, ts, ts, reached)
 
     def _progress(self, entries: Sequence[Entry]) -> list[Entry]:
         """Marks for partitions in which a window could close but whose symbols are quiet.

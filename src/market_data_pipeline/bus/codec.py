@@ -25,12 +25,14 @@ from market_data_core.events import (
     decode_event,
 )
 from market_data_core.records import CodecName, Mark
-from market_data_core.scaled import MANTISSA_LIMIT, Array, Scaled
+from market_data_core.scaled import Array, Scaled
 
 _COLUMNS, _MARK, _REJECTED = b"MDPC", b"MDPM", b"MDPR"
 _HEADER_LENGTH = 4
 _WIDTHS = (("<u1", 1 << 8), ("<u2", 1 << 16), ("<u4", 1 << 32), ("<i8", 1 << 63))
 _STEPS = (1_000_000, 1_000)
+_MANTISSA_LIMIT = 1 << 62  # beyond it our own columns hold Python integers
+_SYMBOL_ROWS = 4
 
 
 class _Column(msgspec.Struct, array_like=True, frozen=True):
@@ -126,8 +128,12 @@ def _scaled_columns(batch: EventBatch) -> list[Scaled]:
 
 def encode_columns(batch: EventBatch) -> bytes:
     """A non-empty batch as one payload."""
+    symbols, codes = list(batch.symbols), batch.codes
+    if len(symbols) > len(batch) // _SYMBOL_ROWS:  # name only those that occur
+        used, codes = np.unique(codes, return_inverse=True)
+        symbols = [symbols[i] for i in used.tolist()]
     packed = [
-        _pack(batch.codes),
+        _pack(codes),
         _pack(batch.src_ts, stepped=True),
         _pack(batch.seq),
         _pack(batch.ingest_ts, stepped=True),
@@ -140,7 +146,7 @@ def encode_columns(batch: EventBatch) -> bytes:
             batch.provider,
             batch.kind,
             batch.interval,
-            list(batch.symbols),
+            symbols,
             len(batch),
             [column for column, _ in packed],
         )
@@ -193,7 +199,7 @@ def _check(batch: EventBatch, codes: NDArray[Any]) -> None:
         msg = "a time is outside the years 1900 to 2200"
         raise ValueError(msg)
     for column in _scaled_columns(batch):
-        wild = column.mantissa.dtype != object and int(column.mantissa.max()) >= MANTISSA_LIMIT
+        wild = column.mantissa.dtype != object and int(column.mantissa.max()) >= _MANTISSA_LIMIT
         if int(column.mantissa.min()) < 0 or wild:
             msg = "a price or size is negative or too precise"
             raise ValueError(msg)

@@ -331,7 +331,10 @@ class Partition:
                 self._symbols_checked.clear()
             self._symbols_checked[key] = None if mine.all() else mine
         mask = self._symbols_checked[key]
-        return None if mask is None else mask[batch.codes]
+        if mask is None:
+            return None
+        mine = mask[batch.codes]
+        return None if mine.all() else mine
 
     def _forward(self, batch: EventBatch, record: Record) -> None:
         """Send misplaced events where their symbols belong; they are received there."""

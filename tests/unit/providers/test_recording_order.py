@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from market_data_core.errors import UsageError
 from market_data_core.events import EventBatch, format_ts
 from market_data_core.intervals import NS_PER_MS, NS_PER_S
 from market_data_pipeline.providers import recording
@@ -115,7 +116,9 @@ def test_stragglers_come_at_most_so_late(
 def test_out_of_order_then_sorted(recordings: Recordings) -> None:
     ms = list(range(0, 60_000, 10)) * 2
     opened = recordings.open(csv_file(recordings, ms))
-    with pytest.raises(OutOfOrder, match=r"2025-10-24T14:02:01.000000Z stands after one of .*:03:0"):
+    with pytest.raises(
+        OutOfOrder, match=r"2025-10-24T14:02:01.000000Z stands after one of .*:03:0"
+    ):
         recordings.flat(opened.read())
     again = opened.presorted()
     assert again.lane != opened.lane
@@ -215,7 +218,7 @@ def test_an_error_comes_after_all_that_could_be_read(recordings: Recordings, lin
         while not message:
             try:
                 items.append(next(opened))
-            except recording.UsageError as error:
+            except UsageError as error:
                 message = str(error)
         assert "cut off" in message
         symbols = [item[3] for item in recordings.flat(items) if item[0] != "rejected"]

@@ -37,7 +37,7 @@ def short(items: list[Item]) -> list[Item]:
         "symbol,timestamp,price,size,trade_id",
         "Ticker;Time;PX;Qty;Seq",
         "sym\tts\tlast\tvolume\tid",
-        ' "INSTRUMENT" , "datetime" ,"p","q","tradeid"',
+        '"INSTRUMENT","datetime","p","q","tradeid"',
         "\ufeffsymbol,ts_event,price,quantity,sequence",
         "symbol,date,px,amount,trade_id\r",
     ],
@@ -215,7 +215,7 @@ def test_bytes_that_are_no_text(recordings: Recordings) -> None:
 
 def test_bars(recordings: Recordings) -> None:
     rows = [f"{s},{S0 + 60 * i},2,3,1,2.5,{i}" for i in (0, 1, 5) for s in "AB"]
-    path = recordings.write(["symbol,time,open,high,low,close,volume", *rows, "A,1,2,2,3,2,2"])
+    path = recordings.write(["symbol,time,open,high,low,close,volume", *rows, f"A,{S0},2,2,3,2,2"])
     for options in (RecordingOptions(), SMALL):
         found = recordings.read(path, options=options)
         assert {item[1:3] for item in found[1:]} == {("bar", "1m")}

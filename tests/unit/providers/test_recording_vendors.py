@@ -113,7 +113,7 @@ OHLCV = {
 
 
 def test_databento_files(recordings: Recordings, recorded_data: Path) -> None:
-    seen = Counter()
+    seen: Counter[str] = Counter()
     for file in sorted((recorded_data / "databento").iterdir()):
         schema = re.match(r"test_data\.(?:ohlcv-)?(\w+)", file.name)
         assert schema is not None
@@ -164,7 +164,7 @@ def test_damaged_and_strange_databento_files(
 
 def test_other_databento_schemas(recordings: Recordings) -> None:
     dbn = pytest.importorskip("databento_dbn")
-    metadata = dbn.Metadata("GLBX.MDP3", 0, dbn.SType.RAW_SYMBOL, schema=dbn.Schema.MBO)
+    metadata = dbn.Metadata("X", 0, None, dbn.SType.INSTRUMENT_ID, dbn.Schema.MBO)
     with pytest.raises(UsageError, match="holds schema mbo; only trades and ohlcv-1s"):
         recordings.open(recordings.write(bytes(metadata)))
 

@@ -17,7 +17,6 @@ from market_data_pipeline.providers._formats.rows import (
     Problems,
     Rows,
     Session,
-    renamed,
     stream_column,
     text_codes,
 )
@@ -32,6 +31,7 @@ _SCHEMA = {
     **dict.fromkeys(_TEXTS, pl.String()),
 }
 _OPTIONAL: dict[str, str | int] = {"kind": "tick", "interval": "1s", "seq": 0}
+_KINDS = frozenset({"tick", "bar"})
 _STRICT_LINES = 64
 _PARTS = 16
 _QUOTE, _BRACE = ord('"'), ord("{")
@@ -69,16 +69,13 @@ class NdjsonFormat:
         frame = _frame(block)
         if frame is None:
             return None
-        texts = {name: text_codes(frame[name])[0] for name in ("provider", "kind", "interval")}
-        symbols, codes = text_codes(frame["symbol"])
-        if (
-            not all(symbols)
-            or not all(texts["provider"])
-            or not {"tick", "bar"}.issuperset(texts["kind"])
-        ):
+        texts = {name: text_codes(frame[name]) for name in ("provider", "kind", "interval")}
+        symbols, symbol_codes = text_codes(frame["symbol"])
+        intervals, interval_codes = texts["interval"]
+        if not (all(symbols) and all(texts["provider"][0]) and _KINDS.issuperset(texts["kind"][0])):
             return None
         try:
-            intervals = {text: canonical_interval(text) for text in texts["interval"]}
+            intervals = [canonical_interval(text) for text in intervals]
         except UsageError:
             return None
         src_ts, details = iso_column(frame["src_ts"])
@@ -91,11 +88,11 @@ class NdjsonFormat:
             stream_column(
                 session,
                 len(frame),
-                frame["provider"],
-                frame["kind"],
-                renamed(frame["interval"], intervals),
+                texts["provider"],
+                texts["kind"],
+                (intervals, interval_codes),
             ),
-            session.symbol_ids(symbols)[codes],
+            session.symbol_ids(symbols)[symbol_codes],
             src_ts,
             frame["seq"].to_numpy(),
             ingest_ts,
@@ -189,10 +186,11 @@ def _frame(block: Block) -> pl.DataFrame | None:
         return None
     if not (frame["ver"] == EVENT_VERSION).all():
         return None
-    return frame.with_columns(
+    defaults = [
         pl.lit(_OPTIONAL[name], dtype=_SCHEMA[name]).alias(name)
         for name in absent.intersection(_OPTIONAL)
-    )
+    ]
+    return frame.with_columns(defaults) if defaults else frame
 
 
 def _interval(text: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -27,6 +27,9 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Problems = dict[int, tuple[str, str]]
 """Row number -> (reason, detail) of rows that cannot become events."""
+
+Coded = tuple[list[Any], Array]
+"""Distinct values, and the index of each row's value among them, shape (n,)."""
 
 REJECTED_STREAM = 0
 BEFORE_ALL = -(2**62)
@@ -286,7 +289,7 @@ class Session:
         return scaled
 
 
-def text_codes(series: pl.Series) -> tuple[list[str], Array]:
+def text_codes(series: pl.Series) -> Coded:
     """Distinct values of a text column without nulls, and each row's index into them."""
     if len(series) and (series == series[0]).all():
         return [series[0]], np.zeros(len(series), np.uint32)
@@ -295,21 +298,19 @@ def text_codes(series: pl.Series) -> tuple[list[str], Array]:
     return distinct.to_list(), codes
 
 
-def stream_column(
-    session: Session,
-    rows: int,
-    provider: pl.Series | None,
-    kind: pl.Series | Kind,
-    interval: pl.Series | str,
-) -> Array:
-    """Stream number of every row, uint32, shape (rows,); columns hold valid values only."""
-    columns = [provider, kind, interval]
-    parts: list[tuple[list[Any], Any]] = [
-        text_codes(c) if isinstance(c, pl.Series) else ([c], 0) for c in columns
-    ]
-    (providers, p), (kinds, k), (intervals, i) = parts
+def stream_column(session: Session, rows: int, *columns: Coded) -> Array:
+    """Stream number of every row, uint32, shape (rows,).
+
+    Args:
+        session: gives streams their numbers.
+        rows: how many rows there are.
+        columns: provider, kind and interval, each with its distinct values.
+    """
+    (providers, p), (kinds, k), (intervals, i) = columns
     joined = (p * np.int64(len(kinds)) + k) * len(intervals) + i
-    distinct, inverse = np.unique(np.broadcast_to(joined, (rows,)), return_inverse=True)
+    if not joined.any():
+        return np.full(rows, session.stream_id(providers[0], kinds[0], intervals[0]), np.uint32)
+    distinct, inverse = np.unique(joined, return_inverse=True)
     ids = []
     for code in distinct.tolist():
         rest, at_interval = divmod(code, len(intervals))
@@ -317,13 +318,6 @@ def stream_column(
         key = providers[at_provider], kinds[at_kind], intervals[at_interval]
         ids.append(session.stream_id(*key))
     return np.array(ids, np.uint32)[inverse]
-
-
-def renamed(series: pl.Series, names: Mapping[str, str]) -> pl.Series:
-    """`series` with its values replaced as `names` (which has all of them) says."""
-    if all(old == new for old, new in names.items()):
-        return series
-    return series.replace_strict(dict(names), return_dtype=pl.String)
 
 
 def with_seq(rows: Rows, seq: Ints) -> Rows:

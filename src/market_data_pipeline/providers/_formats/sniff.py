@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from typing import Any
 
 import msgspec
 
@@ -34,9 +35,9 @@ _KNOWN_NAMES = frozenset(name for aliases in ALIASES.values() for name in aliase
 
 
 class _Shape(msgspec.Struct):
-    ver: msgspec.Raw | None = None
-    stream: msgspec.Raw | None = None
-    e: msgspec.Raw | None = None
+    ver: Any = None
+    stream: Any = None
+    e: Any = None
 
 
 _shape = msgspec.json.Decoder(_Shape)

@@ -16,11 +16,11 @@ from market_data_pipeline.providers._formats.options import RecordingOptions, Ti
 from market_data_pipeline.providers._formats.rows import (
     DEFAULT_PROVIDER,
     Array,
+    Coded,
     Ints,
     Problems,
     Rows,
     Session,
-    renamed,
     stream_column,
     text_codes,
 )
@@ -208,24 +208,24 @@ def _streams(
     problems: Problems,
     count: int,
 ) -> Array:
-    provider = None
+    nothing = np.zeros(count, np.uint32)
+    provider: Coded = [DEFAULT_PROVIDER], nothing
     if "provider" in columns:
-        texts = _texts(columns["provider"])
-        provider = renamed(texts, {t: t or DEFAULT_PROVIDER for t in texts.unique()})
-    interval: pl.Series | str = layout.interval
+        names, codes = text_codes(_texts(columns["provider"]))
+        provider = [name or DEFAULT_PROVIDER for name in names], codes
+    interval: Coded = [layout.interval], nothing
     if layout.kind == "bar" and "interval" in columns:
-        texts = _texts(columns["interval"])
-        known: dict[str, str] = {}
-        wrong: dict[str, str] = {}
-        for text in texts.unique().to_list():
+        texts, codes = text_codes(_texts(columns["interval"]))
+        lengths = []
+        for number, text in enumerate(texts):
             try:
-                known[text] = canonical_interval(text)
+                lengths.append(canonical_interval(text))
             except UsageError as error:
-                wrong[text], known[text] = str(error), _TICK_INTERVAL
-        details = {i: wrong[text] for i, text in enumerate(texts.to_list()) if text in wrong}
-        _note(problems, "bad_type", details)
-        interval = renamed(texts, known)
-    return stream_column(session, count, provider, layout.kind, interval)
+                at = np.flatnonzero(codes == number).tolist()
+                _note(problems, "bad_type", dict.fromkeys(at, str(error)))
+                lengths.append(_TICK_INTERVAL)
+        interval = lengths, codes
+    return stream_column(session, count, provider, ([layout.kind], nothing), interval)
 
 
 def needs_interval(layout: Layout) -> bool:

@@ -19,9 +19,9 @@ Details = dict[int, str]
 
 _NS_PER_UNIT = {"s": 10**9, "ms": 10**6, "us": 10**3, "ns": 1}
 _LIMITS = ((10**11, "s"), (10**14, "ms"), (10**17, "us"))
+_NS_PER_DAY = 86_400 * 10**9
 _LEAST_EPOCH_NS = 10**8 * 10**9
 """A number that means a time before 1973-03-03 is far more likely not a time at all."""
-_SECOND = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d", re.ASCII)
 _HEAD = 19  # length of 2025-10-24T14:02:01
 _NUMBER = re.compile(r"[+-]?\d{1,30}(\.\d{0,30})?([eE][+-]?\d{1,2})?", re.ASCII)
 
@@ -48,31 +48,53 @@ def iso_column(texts: pl.Series) -> tuple[Ints, Details]:
 
 
 def _uniform(texts: pl.Series, length: int) -> Ints | None:
-    """The common spelling, all of one length, with few distinct seconds; None if it is not."""
-    digits = length - _HEAD - 2
-    if not (length == _HEAD + 1 or 1 <= digits <= 9) or not texts.str.ends_with("Z").all():
+    """Times in the one common spelling, all of one length; None if they are not all that."""
+    fraction = length - _HEAD - 2
+    if not (length == _HEAD + 1 or 1 <= fraction <= 9):
         return None
-    heads = texts.str.head(_HEAD)
-    distinct = heads.unique()
-    seconds = []
-    for head in distinct.to_list():
-        if not _SECOND.fullmatch(head):
+    marks = {4: b"-", 7: b"-", 10: b"T", 13: b":", 16: b":", length - 1: b"Z"}
+    if fraction > 0:
+        marks[_HEAD] = b"."
+    text = np.frombuffer(texts.str.join("").item().encode(), np.uint8).reshape(-1, length)
+    digits = text - np.uint8(ord("0"))  # other characters become more than 9
+    plain = np.ones(length, bool)
+    for place, mark in marks.items():
+        plain[place] = False
+        if (text[:, place] != ord(mark)).any():
             return None
+    if (digits[:, plain] > 9).any():
+        return None
+    hour, minute, second = (_number(digits[:, at : at + 2]) for at in (11, 14, 17))
+    if (hour > 23).any() or (minute > 59).any() or (second > 59).any():
+        return None
+    days = _days(_number(digits[:, :4]) * 10_000 + _number(digits[:, [5, 6, 8, 9]]))
+    if days is None:
+        return None
+    seconds = ((days * 24 + hour) * 60 + minute) * 60 + second
+    below = _number(digits[:, _HEAD + 1 : -1]) * 10 ** (9 - fraction) if fraction > 0 else 0
+    return seconds * _NS_PER_UNIT["s"] + below
+
+
+def _number(digits: NDArray[np.uint8]) -> Ints:
+    """The decimal numbers that the columns of `digits`, shape (n, k), spell."""
+    out = np.zeros(len(digits), np.int64)
+    for column in digits.T:
+        out *= 10
+        out += column
+    return out
+
+
+def _days(dates: Ints) -> Ints | None:
+    """Days since 1970 of dates as numbers such as 20251024; None if one is not a date."""
+    distinct, codes = np.unique(dates, return_inverse=True)
+    days = []
+    for date in distinct.tolist():
         try:
-            seconds.append(parse_ts(head + "Z"))
+            days.append(parse_ts(f"{date:08d}") // _NS_PER_DAY)
         except RejectedError:
             return None
-    codes = heads.cast(pl.Enum(distinct)).to_physical().to_numpy()
-    whole: Ints = np.array(seconds, np.int64)[codes]
-    if length == _HEAD + 1:
-        return whole
-    fractions = texts.str.slice(_HEAD + 1, digits)
-    parsed = fractions.cast(pl.UInt32, strict=False)
-    points = texts.str.slice(_HEAD, 1) == "."
-    if parsed.null_count() or not points.all() or fractions.str.contains("+", literal=True).any():
-        return None
-    nanoseconds: Ints = parsed.to_numpy().astype(np.int64) * 10 ** (9 - digits)
-    return whole + nanoseconds
+    found: Ints = np.array(days, np.int64)[codes]
+    return found
 
 
 def _one_by_one(texts: pl.Series, at: NDArray[np.intp], out: Ints, details: Details) -> None:
