@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from math import isnan
 from typing import Any, Literal
 
 import msgspec
@@ -64,7 +65,7 @@ class BarBatch:
 
     def vwap_column(self) -> list[float | None]:
         """The vwap of every row, None where there is none."""
-        return [None if x != x else x for x in self.vwap.tolist()]
+        return [None if isnan(x) else x for x in self.vwap.tolist()]
 
     def count_column(self) -> list[int | None]:
         """The trade count of every row, None where it is not known."""
@@ -106,9 +107,11 @@ class BarBatch:
             }
             codes = np.frombuffer(wire.codes, "<u4", n)
             if n and int(codes.max()) >= len(wire.symbols):
-                raise ValueError("symbol code out of range")  # noqa: EM101
+                msg = "symbol code out of range"
+                raise ValueError(msg)
         except (msgspec.MsgspecError, ValueError) as error:
-            raise RejectedError("malformed", f"bars message: {error}") from error
+            msg = f"bars message: {error}"
+            raise RejectedError(reason="malformed", message=msg) from error
         batch = cls(wire.provider, wire.interval, wire.state, tuple(wire.symbols), codes, **columns)
         return batch, wire.version
 

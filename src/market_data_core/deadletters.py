@@ -56,7 +56,9 @@ def decode_letters(payload: bytes) -> list[DeadLetter]:
     """
     try:
         if payload[: len(MAGIC)] != MAGIC:
-            raise ValueError("not a list of dead letters")  # noqa: EM101
+            msg = "not a list of dead letters"
+            raise ValueError(msg)
         return _decoder.decode(payload[len(MAGIC) :])
     except (msgspec.MsgspecError, ValueError) as error:
-        raise RejectedError("malformed", f"dead-letter message: {error}") from error
+        msg = f"dead-letter message: {error}"
+        raise RejectedError(reason="malformed", message=msg) from error

@@ -364,18 +364,27 @@ class BatchBuilder:
     def __bool__(self) -> bool:
         return bool(self._rows)
 
-    def add(self, event: StreamEvent, now_ns: int, token: Any = None) -> None:
+    def add(
+        self,
+        event: StreamEvent,
+        now_ns: int,
+        token: Any = None,
+        latest_ns: int = SRC_TS_MAX,
+    ) -> None:
         """Take one event.
 
         Args:
             event: the event, as decoded.
             now_ns: stands in for a missing ingest time.
             token: handed back by :meth:`build` if the event's values turn out to be invalid.
+            latest_ns: greatest src_ts that is believed, UTC ns.
 
         Raises:
             RejectedError: a time or interval cannot be read; the event is not taken.
         """
         src_ts = parse_ts(event.src_ts)
+        if src_ts > latest_ns:
+            raise RejectedError(reason="future", message=REASONS["future"])
         ingest = parse_ts(event.ingest_ts) if event.ingest_ts else now_ns
         try:
             interval = canonical_interval(event.interval)

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from market_data_core import registry
 from market_data_core.clock import Clock, SystemClock
 from market_data_core.config import Settings
 from market_data_core.contracts.bus import Bus
 from market_data_core.contracts.store import Store
+
+_SQLITE = "sqlite:///"
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,10 +35,9 @@ async def open_backends(settings: Settings, clock: Clock | None = None) -> Async
         TransientError: a server cannot be reached.
     """
     clock = clock or SystemClock()
-    bus: Bus = registry.backend("bus", settings.bus.type).create(settings.bus, clock)
+    bus = open_bus(settings, clock)
     try:
-        uri = settings.store.uri
-        store: Store = registry.backend("store", uri.partition(":")[0]).create(uri, clock)
+        store = open_store(settings, clock)
         try:
             await store.migrate()
             yield Backends(bus, store, clock)
@@ -43,3 +45,44 @@ async def open_backends(settings: Settings, clock: Clock | None = None) -> Async
             await store.close()
     finally:
         await bus.close()
+
+
+def open_bus(settings: Settings, clock: Clock | None = None) -> Bus:
+    """The configured bus; the caller closes it. The embedded one creates nothing by itself.
+
+    Raises:
+        UsageError: the backend is not known, or its driver is not installed.
+    """
+    created: Bus = registry.backend("bus", settings.bus.type).create(
+        settings.bus, clock or SystemClock()
+    )
+    return created
+
+
+def open_store(settings: Settings, clock: Clock | None = None) -> Store:
+    """The configured store as it is; the caller migrates and closes it.
+
+    Raises:
+        UsageError: the backend is not known, or its driver is not installed.
+        DamagedFileError: the file is not what it should be.
+    """
+    uri = settings.store.uri
+    created: Store = registry.backend("store", uri.partition(":")[0]).create(
+        uri, clock or SystemClock()
+    )
+    return created
+
+
+def store_file(settings: Settings) -> Path | None:
+    """The embedded store's file, whether it exists or not; None if the store is a server."""
+    uri = settings.store.uri
+    return Path(uri.removeprefix(_SQLITE)) if uri.startswith(_SQLITE) else None
+
+
+def missing_store(settings: Settings) -> str:
+    """For readers, who must create nothing: what to tell if there is no store yet, else ""."""
+    file = store_file(settings)
+    if file is None or (file.exists() and file.stat().st_size):
+        return ""
+    what = "is empty" if file.exists() else "does not exist"
+    return f"no bars yet: {file} {what}; run mdp run FILE or mdp run --provider synthetic"

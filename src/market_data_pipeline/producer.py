@@ -42,6 +42,7 @@ class ProducerSettings:
     Attributes:
         codec: ``columnar``, ``json`` or ``msgpack``.
         batch_events: events after which the producer flushes without waiting for linger.
+        max_future_ns: times further ahead of the clock are not believed and mark no progress.
         base_ns: length of the base window, the grid on which progress matters.
         allow_late_ns: how far the watermark stays behind.
         bus_name: for the metrics.
@@ -49,6 +50,7 @@ class ProducerSettings:
 
     codec: CodecName
     batch_events: int
+    max_future_ns: int
     base_ns: int
     allow_late_ns: int
     bus_name: str
@@ -187,8 +189,11 @@ class Producer:
     def _split(self, waiting: Sequence[tuple[EventBatch, int]]) -> list[Entry]:
         """One stream's rows, sorted into their partitions."""
         batch = concat_batches([b for b, _ in waiting])
-        greatest = int(batch.src_ts.max())
-        self._greatest[batch.provider] = max(self._greatest.get(batch.provider, greatest), greatest)
+        sane = batch.src_ts <= self._clock.now_ns() + self._settings.max_future_ns
+        if sane.any():
+            greatest = int(batch.src_ts[sane].max())
+            known = self._greatest.get(batch.provider, greatest)
+            self._greatest[batch.provider] = max(known, greatest)
         owner = self._owners_of(batch.symbols)[batch.codes]
         order = np.argsort(owner, kind="stable")
         ends = np.searchsorted(owner[order], np.arange(self._info.partitions), side="right")

@@ -12,6 +12,7 @@ from typing import Literal
 from market_data_core.errors import DamagedFileError, MdpError, TransientError, UsageError
 
 _MAGIC = b"SQLite format 3\0"
+_HEADER_ID = slice(68, 72)  # where the file's header keeps the application id, big-endian
 _PRIMARY = 0xFF  # extended result codes keep the primary code in their lowest byte
 _WAIT = {
     sqlite3.SQLITE_BUSY: "is locked by another process",
@@ -46,6 +47,19 @@ def damaged(path: Path, what: str) -> DamagedFileError:
 
 
 @contextmanager
+def transaction(db: sqlite3.Connection) -> Iterator[None]:
+    """A write transaction: committed at the end, undone on any error."""
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        db.execute("COMMIT")
+    except BaseException:
+        if db.in_transaction:
+            db.execute("ROLLBACK")
+        raise
+
+
+@contextmanager
 def translated(path: Path) -> Iterator[None]:
     """Raise the platform's errors in place of SQLite's."""
     try:
@@ -69,8 +83,8 @@ def connect(
         TransientError: it is locked for longer than the busy timeout.
         UsageError: it cannot be opened or created.
     """
-    fresh = _is_fresh(path)
     with translated(path):
+        fresh = _is_fresh(path, application_id)
         db = sqlite3.connect(
             path, isolation_level=None, check_same_thread=False, timeout=BUSY_TIMEOUT_MS / 1000
         )
@@ -88,35 +102,52 @@ def connect(
     return db
 
 
-def _is_fresh(path: Path) -> bool:
+def _is_fresh(path: Path, application_id: int) -> bool:
+    """Whether nothing is there yet; somebody else's file is refused before it can be changed."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("rb") as file:
-            head = file.read(len(_MAGIC))
+            head = file.read(_HEADER_ID.stop)
     except FileNotFoundError:
         return True
     except OSError as error:
         msg = f"{path} cannot be opened: {error.strerror or error}"
         raise UsageError(msg) from error
-    if head and head != _MAGIC:
+    if head and head[: len(_MAGIC)] != _MAGIC:
         raise damaged(path, "it does not begin as an SQLite file")
+    if head and int.from_bytes(head[_HEADER_ID], "big") != application_id:
+        _look_inside(path, application_id)  # our mark may still be in the write-ahead log
     return not head
+
+
+def _look_inside(path: Path, application_id: int) -> None:
+    """Refuse a foreign file; reading only, for closing a file can fold its write-ahead log."""
+    db = sqlite3.connect(
+        f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=BUSY_TIMEOUT_MS / 1000
+    )
+    try:
+        _refuse_foreign(db, path, application_id)
+    finally:
+        db.close()
+
+
+def _refuse_foreign(db: sqlite3.Connection, path: Path, application_id: int) -> bool:
+    """Whether the file is ours already; an error if it is somebody else's."""
+    # in this order: another process marks a new file as ours before it creates tables
+    (tables,) = db.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+    (found,) = db.execute("PRAGMA application_id").fetchone()
+    if found != application_id and (found or tables):
+        raise damaged(path, "it is another program's database")
+    return bool(found == application_id)
 
 
 def _claim(db: sqlite3.Connection, path: Path, application_id: int) -> None:
     """Mark an empty file as ours; refuse one that is somebody else's."""
-    (found,) = db.execute("PRAGMA application_id").fetchone()
-    if found == application_id:
+    if _refuse_foreign(db, path, application_id):
         return
-    db.execute("BEGIN IMMEDIATE")
-    (found,) = db.execute("PRAGMA application_id").fetchone()
-    (tables,) = db.execute("SELECT count(*) FROM sqlite_schema").fetchone()
-    if found != application_id:
-        if found or tables:
-            db.execute("ROLLBACK")
-            raise damaged(path, "it is another program's database")
-        db.execute(f"PRAGMA application_id={application_id}")
-    db.execute("COMMIT")
+    with transaction(db):  # somebody else may have been quicker
+        if not _refuse_foreign(db, path, application_id):
+            db.execute(f"PRAGMA application_id={application_id}")
 
 
 def inode_of(path: Path) -> int:
@@ -137,7 +168,7 @@ def fold_log(db: sqlite3.Connection, path: Path, at_least: int, force_at: int) -
     except OSError:
         return
     if size >= at_least:
-        mode = "RESTART" if size >= force_at else "PASSIVE"
+        mode = "TRUNCATE" if size >= force_at else "PASSIVE"
         try:
             db.execute(f"PRAGMA wal_checkpoint({mode})")
         except sqlite3.OperationalError as error:

@@ -12,7 +12,7 @@ from typing import Literal
 
 from market_data_core.errors import LogLostError, UsageError
 from market_data_core.records import Bounds, Entry, Record, TopicInfo
-from market_data_store.sqlite_file import connect, damaged, fold_log, inode_of, translated
+from market_data_store.sqlite_file import connect, fold_log, inode_of, transaction, translated
 
 _APPLICATION_ID = 0x4D445042
 _FORMAT = 1
@@ -34,6 +34,10 @@ _SCHEMA = (
 )
 
 
+class NoTopicError(UsageError):
+    """There is no topic of that name, or it is only just being created."""
+
+
 class TopicFile:
     """Blocking access to one topic; appends and reads may run in different threads."""
 
@@ -42,9 +46,14 @@ class TopicFile:
     ) -> None:
         self._path = path
         self._closing = threading.Lock()
+        self._name = name
         self._write = connect(path, _APPLICATION_ID, synchronous, _PAGE_SIZE)
-        with translated(path):
-            self.info = self._create(name, partitions)
+        try:
+            with translated(path):
+                self.info = self._create(name, partitions)
+        except BaseException:
+            self._write.close()
+            raise
         self._read = connect(path, _APPLICATION_ID, synchronous)
         self._watch = connect(path, _APPLICATION_ID, synchronous)
         self._folder = connect(path, _APPLICATION_ID, synchronous)
@@ -61,16 +70,17 @@ class TopicFile:
         rows = self._meta()
         if rows is None:
             if partitions is None:
-                raise damaged(self._path, "it holds no topic")
-            db.execute("BEGIN IMMEDIATE")
-            for statement in _SCHEMA:
-                db.execute(statement)
-            if not db.execute("SELECT 1 FROM meta").fetchone():
-                values = {"format": _FORMAT, "log_id": uuid.uuid4().hex, "partitions": partitions}
-                db.executemany("INSERT INTO meta VALUES (?, ?)", values.items())
-                heads = [(p,) for p in range(partitions)]
-                db.executemany("INSERT INTO heads VALUES (?, 0, 0, 0)", heads)
-            db.execute("COMMIT")
+                raise NoTopicError(no_topic(name))
+            with transaction(db):
+                for statement in _SCHEMA:
+                    db.execute(statement)
+                if not db.execute("SELECT 1 FROM meta").fetchone():
+                    values = {
+                        "format": _FORMAT, "log_id": uuid.uuid4().hex, "partitions": partitions
+                    }  # fmt: skip
+                    db.executemany("INSERT INTO meta VALUES (?, ?)", values.items())
+                    heads = [(p,) for p in range(partitions)]
+                    db.executemany("INSERT INTO heads VALUES (?, 0, 0, 0)", heads)
             rows = self._meta() or {}
         if rows.get("format") != _FORMAT:
             msg = (
@@ -90,20 +100,27 @@ class TopicFile:
         Raises:
             LogLostError: the file was removed or replaced while in use.
             TransientError: locked, or the disk is full.
+            UsageError: an entry is for a partition that does not exist.
         """
+        for e in entries:
+            self._check(e.partition)
+        self.require_same_file()
+        with translated(self._path), transaction(self._write):
+            self._insert(self._write, entries, now_ns)
+
+    def require_same_file(self) -> None:
+        """Raise LogLostError if the file was removed or replaced while in use."""
         if inode_of(self._path) != self._inode:
             msg = f"{self._path} was removed or replaced while in use; restart to begin a new log"
             raise LogLostError(msg)
-        db = self._write
-        with translated(self._path):
-            db.execute("BEGIN IMMEDIATE")
-            try:
-                self._insert(db, entries, now_ns)
-                db.execute("COMMIT")
-            except BaseException:
-                if db.in_transaction:
-                    db.execute("ROLLBACK")
-                raise
+
+    def _check(self, partition: int) -> None:
+        if not 0 <= partition < self.info.partitions:
+            msg = (
+                f"topic {self._name!r} has no partition {partition}, only 0 to "
+                f"{self.info.partitions - 1}; was it made with another bus.partitions?"
+            )
+            raise UsageError(msg)
 
     def _insert(self, db: sqlite3.Connection, entries: Sequence[Entry], now_ns: int) -> None:
         heads = {
@@ -136,7 +153,12 @@ class TopicFile:
         )
 
     def bounds(self, partition: int) -> Bounds:
-        """What the partition holds now."""
+        """What the partition holds now.
+
+        Raises:
+            UsageError: there is no such partition.
+        """
+        self._check(partition)
         low = partition << _OFFSET_BITS
         with translated(self._path):
             nxt, received, source, first = self._read.execute(
@@ -157,12 +179,15 @@ class TopicFile:
         """Records from each position on, `max_bytes` shared evenly, at least one of each.
 
         Raises:
-            LogLostError: a position is outside what the log holds.
+            LogLostError: a position is outside what the log holds, or the file was removed.
+            UsageError: there is no such partition.
         """
+        self.require_same_file()
         found: dict[int, list[Record]] = {}
         share = max_bytes // max(1, len(positions))
         with translated(self._path):
             for partition, position in positions.items():
+                self._check(partition)
                 low = partition << _OFFSET_BITS
                 rows = self._read.execute(
                     f"SELECT {_RECORD} FROM log WHERE id >= ? AND id < ? ORDER BY id",
@@ -176,14 +201,13 @@ class TopicFile:
                         break
                 if records:
                     found[partition] = records
-                    self._require(partition, records[0].offset == position, position)
-                else:
-                    self._require(partition, self.bounds(partition).next == position, position)
+                if not records or records[0].offset != position:
+                    self._require(partition, position)
         return found
 
-    def _require(self, partition: int, holds: bool, position: int) -> None:
-        if not holds:
-            b = self.bounds(partition)
+    def _require(self, partition: int, position: int) -> None:
+        b = self.bounds(partition)  # a later state than the one read: more may have come
+        if not b.first <= position <= b.next:
             msg = (
                 f"{self._path}, partition {partition}: position {position} is not in the log, "
                 f"which holds {b.first} to {b.next}"
@@ -199,39 +223,39 @@ class TopicFile:
         return row[0] if row else None
 
     def scan(self, partition: int, provider: str, from_ts: int, to_ts: int) -> list[Record]:
-        """Records of `provider` that reach into [from_ts, to_ts), in order."""
+        """Records of `provider`, or of several, that reach into [from_ts, to_ts), in order."""
         low = partition << _OFFSET_BITS
         with translated(self._path):
             rows = self._read.execute(
                 f"""SELECT {_RECORD} FROM log
-                    WHERE count > 0 AND provider = ? AND max_ts >= ? AND min_ts < ?
+                    WHERE count > 0 AND provider IN (?, '') AND max_ts >= ? AND min_ts < ?
                     AND id >= ? AND id < ? ORDER BY id""",
                 (provider, from_ts, to_ts, low, low + (1 << _OFFSET_BITS)),
             ).fetchall()
         return [_record(row) for row in rows]
 
     def trim(self, partition: int, before: int, older_than_ns: int, max_bytes: int) -> None:
-        """Forget records below `before` that are old, or the oldest tenth if too much is kept."""
+        """Forget records below `before` that are old, and the oldest tenth if too much is kept."""
         low = partition << _OFFSET_BITS
         db = self._write
         with translated(self._path):
             pages = [
                 db.execute(f"PRAGMA {p}").fetchone()[0] for p in ("page_count", "freelist_count")
             ]
-            first = self.bounds(partition).first
+            bounds = self.bounds(partition)
+            first, before = bounds.first, min(before, bounds.next)
+            (end,) = db.execute(
+                """SELECT coalesce(min(id), ?) - ? FROM log
+                    WHERE id >= ? AND id < ? AND append_ts >= ?""",
+                (low | before, low, low, low | before, older_than_ns),
+            ).fetchone()
             if (pages[0] - pages[1]) * _PAGE_SIZE > max_bytes:
-                end = first + (before - first + 9) // 10
-            else:
-                (end,) = db.execute(
-                    "SELECT coalesce(min(id), ?) - ? FROM log WHERE id >= ? AND id < ? AND append_ts >= ?",
-                    (low | before, low, low, low | before, older_than_ns),
-                ).fetchone()
+                end = max(end, first + (before - first + 9) // 10)
             if end <= first:
                 return
-            db.execute("BEGIN IMMEDIATE")
-            db.execute("DELETE FROM keys WHERE id >= ? AND id < ?", (low, low | end))
-            db.execute("DELETE FROM log WHERE id >= ? AND id < ?", (low, low | end))
-            db.execute("COMMIT")
+            with transaction(db):
+                db.execute("DELETE FROM keys WHERE id >= ? AND id < ?", (low, low | end))
+                db.execute("DELETE FROM log WHERE id >= ? AND id < ?", (low, low | end))
 
     def fold(self) -> None:
         """Fold the write-ahead log back into the file, if it has grown."""
@@ -240,6 +264,11 @@ class TopicFile:
                 fold_log(self._folder, self._path, _FOLD_AT, _FOLD_FORCED_AT)
             except sqlite3.ProgrammingError:
                 return  # closed meanwhile
+
+
+def no_topic(name: str) -> str:
+    """What to tell about a topic that is not there."""
+    return f"there is no topic {name!r}; `mdp stream topics` lists those that exist"
 
 
 def _record(row: tuple[int, int, int, int, int, bytes]) -> Record:

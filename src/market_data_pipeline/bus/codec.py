@@ -8,14 +8,16 @@ in the narrowest integers that hold them, so that a trade takes about 20 bytes.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Any
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from market_data_core.errors import RejectedError
+from market_data_core.errors import RejectedError, UsageError
 from market_data_core.events import (
+    REASONS,
     SRC_TS_MAX,
     SRC_TS_MIN,
     EventBatch,
@@ -24,6 +26,7 @@ from market_data_core.events import (
     StreamEvent,
     decode_event,
 )
+from market_data_core.intervals import canonical_interval
 from market_data_core.records import CodecName, Mark
 from market_data_core.scaled import Array, Scaled
 
@@ -33,6 +36,10 @@ _WIDTHS = (("<u1", 1 << 8), ("<u2", 1 << 16), ("<u4", 1 << 32), ("<i8", 1 << 63)
 _STEPS = (1_000_000, 1_000)
 _MANTISSA_LIMIT = 1 << 62  # beyond it our own columns hold Python integers
 _SYMBOL_ROWS = 4
+_BYTES = {"": 0, **{name: np.dtype(name).itemsize for name, _ in _WIDTHS}}
+_CONSTANT_ROWS_MAX = 1 << 16
+"""Rows up to which a column of equal values takes no bytes: so few bytes never become many."""
+_SCALE_MAX = 400  # the shortest decimal of a float64 has at most 324 places
 
 
 class _Column(msgspec.Struct, array_like=True, frozen=True):
@@ -90,7 +97,7 @@ def _pack(values: Array, stepped: bool = False) -> tuple[_Column, bytes]:
         text = b"\n".join(b"%d" % v for v in values.tolist())
         return _Column("text", 0, 1, len(text)), text
     low, high = int(values.min()), int(values.max())
-    if low == high:
+    if low == high and len(values) <= _CONSTANT_ROWS_MAX:
         return _Column("", low, 1, 0), b""
     span, step = high - low, 1
     if span >= 1 << 63:
@@ -106,12 +113,19 @@ def _pack(values: Array, stepped: bool = False) -> tuple[_Column, bytes]:
 
 
 def _unpack(column: _Column, rows: int, payload: bytes, at: int) -> Array:
-    if column.dtype == "":
-        return np.full(rows, column.base, np.int64)
+    """The column's values; its size is checked before anything of that size is made."""
     if column.dtype == "text":
+        numbers = payload[at : at + column.size].split(b"\n")
+        _require(len(numbers) == rows, "a column has too few or too many values")
         out = np.empty(rows, object)
-        out[:] = [int(v) for v in payload[at : at + column.size].split(b"\n")]
+        out[:] = [int(v) for v in numbers]
         return out
+    width = _BYTES.get(column.dtype)
+    _require(width is not None, "a column is of an unknown type")
+    _require(column.size == rows * (width or 0), "a column has too few or too many values")
+    if not width:
+        _require(rows <= _CONSTANT_ROWS_MAX, "a column has too many equal values")
+        return np.full(rows, column.base, np.int64)
     stored = np.frombuffer(payload, column.dtype, rows, at)
     if stored.itemsize == 8 and column.base == 0 and column.step == 1:
         return stored
@@ -160,13 +174,13 @@ def _decode_columns(payload: bytes) -> EventBatch:
     size = int.from_bytes(payload[len(_COLUMNS) : at], "little")
     header = _header_decoder.decode(payload[at : at + size])
     at += size
+    _require(header.rows > 0, "it has no events")
+    _require(len(header.columns) in (6, 9), "the number of columns is wrong")
     arrays = []
     for column in header.columns:
         arrays.append(_unpack(column, header.rows, payload, at))
         at += column.size
-    if len(arrays) not in (6, 9) or at != len(payload):
-        msg = "columns do not add up to the payload"
-        raise ValueError(msg)
+    _require(at == len(payload), "the columns do not add up to the payload")
     codes, src_ts, seq, ingest_ts = arrays[:4]
     scaled = [
         Scaled(a, column.scale) for a, column in zip(arrays[4:], header.columns[4:], strict=True)
@@ -191,23 +205,49 @@ def _decode_columns(payload: bytes) -> EventBatch:
 
 def _check(batch: EventBatch, codes: NDArray[Any]) -> None:
     """What our own producers guarantee, asserted again for what came from the log."""
-    n = len(batch)
-    if not n or int(codes.min()) < 0 or int(codes.max()) >= len(batch.symbols):
-        msg = "a symbol code has no symbol"
-        raise ValueError(msg)
-    if int(batch.src_ts.min()) < SRC_TS_MIN or int(batch.src_ts.max()) >= SRC_TS_MAX:
-        msg = "a time is outside the years 1900 to 2200"
-        raise ValueError(msg)
+    symbols = batch.symbols
+    _require(codes.min() >= 0 and codes.max() < len(symbols), "a symbol code has no symbol")
+    text = "\n".join(symbols)
+    _require(text == text.upper(), "a symbol is not in upper case")
+    _require(len(set(symbols)) == len(symbols), "a symbol is named twice")
+    _require(bool(batch.provider) and "" not in symbols, "the provider or a symbol has no name")
+    bad_interval = batch.kind == "bar" and not _is_interval(batch.interval)
+    _require(not bad_interval, "the interval is not in its usual form")
+    times = batch.src_ts
+    _require(
+        times.min() >= SRC_TS_MIN and times.max() < SRC_TS_MAX,
+        "a time is outside the years 1900 to 2200",
+    )
     for column in _scaled_columns(batch):
-        wild = column.mantissa.dtype != object and int(column.mantissa.max()) >= _MANTISSA_LIMIT
-        if int(column.mantissa.min()) < 0 or wild:
-            msg = "a price or size is negative or too precise"
-            raise ValueError(msg)
+        _require(0 <= column.scale <= _SCALE_MAX, "a column has a wrong number of decimals")
+        _require(column.mantissa.min() >= 0, "a price or size is negative")
+        if column.mantissa.dtype == object:
+            _require(np.isfinite(column.to_floats()).all(), "a price or size is not finite")
+        else:
+            _require(column.mantissa.max() < _MANTISSA_LIMIT, "a price or size is too precise")
     if batch.ohl:
         o, h, low, c = (x.to_floats() for x in (*batch.ohl, batch.close))
-        if not ((h >= o) & (h >= c) & (h >= low) & (low <= o) & (low <= c)).all():
-            msg = "a high is not the highest price"
-            raise ValueError(msg)
+        highest = (h >= o) & (h >= c) & (h >= low) & (low <= o) & (low <= c)
+        _require(highest.all(), "a high is not the highest price")
+
+
+@lru_cache(1024)
+def _is_interval(text: str) -> bool:
+    try:
+        return canonical_interval(text) == text
+    except UsageError:
+        return False
+
+
+def _require(holds: object, message: str) -> None:
+    if not holds:
+        raise ValueError(message)
+
+
+def _checked_mark(mark: Mark) -> Mark:
+    _require(SRC_TS_MIN <= mark.ts < SRC_TS_MAX, "a mark's time is outside the years 1900 to 2200")
+    _require(mark.count >= 0, "a mark counts fewer than no events")
+    return mark
 
 
 def decode(payload: bytes, /) -> EventBatch | Mark | Rejected | StreamEvent:
@@ -221,10 +261,12 @@ def decode(payload: bytes, /) -> EventBatch | Mark | Rejected | StreamEvent:
         if magic == _COLUMNS:
             return _decode_columns(payload)
         if magic == _MARK:
-            return _mark_decoder.decode(payload[4:])
+            return _checked_mark(_mark_decoder.decode(payload[4:]))
         if magic == _REJECTED:
             wire = _rejected_decoder.decode(payload[4:])
+            _require(wire.reason in REASONS, f"unknown reason {wire.reason!r}")
             return Rejected(wire.reason, wire.detail, wire.original, wire.where)
-    except (msgspec.MsgspecError, ValueError, TypeError, OverflowError) as error:
-        raise RejectedError("malformed", f"damaged payload: {error}"[:200]) from error
+    except (msgspec.MsgspecError, ValueError, OverflowError, RecursionError) as error:
+        msg = f"damaged payload: {error}"[:200]
+        raise RejectedError(reason="malformed", message=msg) from error
     return decode_event(payload)

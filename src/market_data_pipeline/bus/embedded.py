@@ -19,7 +19,7 @@ from market_data_core.config import EmbeddedBusSettings
 from market_data_core.errors import UsageError
 from market_data_core.records import Bounds, Entry, Record, TopicInfo
 from market_data_core.registry import Backend
-from market_data_pipeline.bus._topic_file import TopicFile
+from market_data_pipeline.bus._topic_file import NoTopicError, TopicFile, no_topic
 
 T = TypeVar("T")
 
@@ -45,10 +45,15 @@ class EmbeddedBus:
         self._reader = ThreadPoolExecutor(1, "bus-read")
         self._appended = asyncio.Event()
         self._folding: asyncio.Task[None] | None = None
+        self._closed = False
 
     async def create_topic(self, name: str, partitions: int) -> TopicInfo:
         """The topic, created if it does not exist."""
+        file = self._file(name)
+        if not file.exists():
+            self._forget(name)  # dropped by another process
         topic = self._open(name, partitions)
+        topic.require_same_file()
         if topic.info.partitions != partitions:
             msg = (
                 f"topic {name!r} has {topic.info.partitions} partitions, the configuration says "
@@ -59,18 +64,29 @@ class EmbeddedBus:
 
     async def find_topic(self, name: str) -> TopicInfo | None:
         """The topic, or None if it does not exist."""
-        return self._open(name).info if self._file(name).exists() else None
+        try:
+            topic = self._open(name)
+        except NoTopicError:
+            return None
+        if not self._file(name).exists():
+            return None
+        topic.require_same_file()
+        return topic.info
 
     async def topics(self) -> list[TopicInfo]:
         """All topics, by name."""
         names = sorted(p.name.removesuffix(".db") for p in self._path.glob("*.db"))
-        return [self._open(name).info for name in names]
+        found = [await self.find_topic(name) for name in names if _NAME.fullmatch(name)]
+        return [info for info in found if info]
 
     async def drop_topic(self, name: str) -> None:
-        """Remove a topic and all it holds."""
-        topic = self._files.pop(name, None)
-        if topic:
-            topic.close()
+        """Remove a topic and all it holds.
+
+        Raises:
+            DamagedFileError: what stands in its place is not a readable log; it stays.
+        """
+        await self.find_topic(name)
+        self._forget(name)
         for suffix in ("", "-wal", "-shm"):
             Path(f"{self._file(name)}{suffix}").unlink(missing_ok=True)
 
@@ -130,6 +146,7 @@ class EmbeddedBus:
 
     async def close(self) -> None:
         """Close all files; no error if called twice."""
+        self._closed = True
         if self._folding:
             self._folding.cancel()
             await asyncio.gather(self._folding, return_exceptions=True)
@@ -156,9 +173,19 @@ class EmbeddedBus:
             raise UsageError(msg)
         return self._path / f"{name}.db"
 
+    def _forget(self, name: str) -> None:
+        topic = self._files.pop(name, None)
+        if topic:
+            topic.close()
+
     def _open(self, name: str, partitions: int | None = None) -> TopicFile:
+        if self._closed:
+            msg = "the bus is closed"
+            raise RuntimeError(msg)
         if name not in self._files:
             file = self._file(name)
+            if partitions is None and not file.exists():
+                raise NoTopicError(no_topic(name))
             self._files[name] = TopicFile(file, name, partitions, self._synchronous)
         return self._files[name]
 

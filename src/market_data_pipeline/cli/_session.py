@@ -19,8 +19,9 @@ from rich.table import Table
 
 from market_data_core.config import Settings
 from market_data_core.intervals import format_interval
+from market_data_pipeline.assembly import Summary
 from market_data_pipeline.backends import open_backends
-from market_data_pipeline.flow import Flow, Summary
+from market_data_pipeline.flow import Flow
 from market_data_pipeline.telemetry import configure_logging, serve_metrics
 
 T = TypeVar("T")

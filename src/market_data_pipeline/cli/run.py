@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from market_data_core.config import Settings
-    from market_data_pipeline.flow import Flow, Summary
+    from market_data_pipeline.assembly import Summary
+    from market_data_pipeline.flow import Flow
     from market_data_pipeline.providers._formats.options import FormatName, TimeUnit
 
 Config = Annotated[
@@ -112,11 +113,18 @@ def _live(
 
 
 def _recorded(settings: Settings, files: list[str], name: str | None, options: Any) -> None:
+    from market_data_pipeline.assembly import window_spec
     from market_data_pipeline.cli import _session
     from market_data_pipeline.providers.recording import open_recording
 
-    spool = _session.home() / "spool"
-    recording = open_recording(files, name=name, options=options, spool_dir=spool)
+    spec = window_spec(settings)
+    recording = open_recording(
+        files,
+        name=name,
+        options=options,
+        spool_dir=_session.home() / "spool",
+        disorder_ns=spec.allow_late_ns + spec.revise_horizon_ns,
+    )
 
     async def work(flow: Flow, stop: asyncio.Event) -> Summary:
         return await flow.record(recording, stop)

@@ -11,14 +11,14 @@ from market_data_core.contracts.bus import Bus, Codec
 from market_data_core.contracts.store import Store
 from market_data_core.deadletters import DeadLetter, decode_letters
 from market_data_core.errors import RejectedError
-from market_data_core.events import BatchBuilder, EventBatch, StreamEvent
+from market_data_core.events import BatchBuilder, EventBatch, StreamEvent, parse_ts
 from market_data_core.partitioning import partition_of
 from market_data_core.records import Record, TopicInfo
 from market_data_pipeline.windows.assigner import FOREVER, NEVER, WindowSpec, floor_to
 from market_data_pipeline.windows.checkpoint import Checkpoint, decode_checkpoint
 
-Ledger = dict[tuple[str, int, int], Counter[bytes]]
-"""(topic, partition, offset) -> the events of that record that were set aside, as JSON."""
+Ledger = dict[tuple[str, int], Counter[bytes]]
+"""(topic, partition) -> how often each event, told by identity and values, was set aside."""
 
 
 class RawEvents:
@@ -47,7 +47,7 @@ class RawEvents:
         records = await self._bus.scan(self._letters_topic, 0, provider, from_ts, to_ts)
         for letter in (letter for r in records for letter in decode_letters(r.payload)):
             if letter.reason in ("late", "id_conflict"):
-                key = (letter.topic, letter.partition, letter.offset)
+                key = (letter.topic, letter.partition)
                 found.setdefault(key, Counter())[_identity(letter)] += 1
         return found
 
@@ -59,11 +59,11 @@ class RawEvents:
         batches = []
         for record in await self._bus.scan(info.name, partition, provider, from_ts, to_ts):
             for batch in self._decode(record):
-                kept = self._valid(batch, record, info, ledger)
+                kept = self._valid(batch, record, info)
                 kept = kept.take((kept.src_ts >= from_ts) & (kept.src_ts < to_ts))
                 if kept.provider == provider and kept.kind == "tick" and len(kept):
                     batches.append(kept)
-        return batches
+        return _less(batches, ledger.get((info.name, partition)))
 
     def _decode(self, record: Record) -> list[EventBatch]:
         try:
@@ -76,23 +76,37 @@ class RawEvents:
             return []  # it is a dead letter
         return [item] if isinstance(item, EventBatch) else []
 
-    def _valid(
-        self, batch: EventBatch, record: Record, info: TopicInfo, ledger: Ledger
-    ) -> EventBatch:
+    def _valid(self, batch: EventBatch, record: Record, info: TopicInfo) -> EventBatch:
         mine = [partition_of(s, info.partitions) == record.partition for s in batch.symbols]
         keep = np.array(mine)[batch.codes]
         if info.name == self._live_topic:
             keep &= batch.src_ts <= record.append_ts + self._max_future_ns
-        aside = ledger.get((info.name, record.partition, record.offset))
-        if aside:
-            left = aside.copy()
-            # of equal copies the later ones were set aside: the first is the one that counted
-            events = [_plain(event) for event in batch.events()]
-            for i in range(len(events) - 1, -1, -1):
-                if keep[i] and left[events[i]] > 0:
-                    left[events[i]] -= 1
-                    keep[i] = False
         return batch if keep.all() else batch.take(keep)
+
+
+def _less(batches: list[EventBatch], aside: Counter[bytes] | None) -> list[EventBatch]:
+    """The batches without what was set aside.
+
+    Of equal copies the later ones were set aside, the first is the one that counted, so the
+    search goes backwards through the log.
+    """
+    if not aside:
+        return batches
+    left = aside.copy()
+    times = np.unique([parse_ts(msgspec.json.decode(plain)[1]) for plain in aside])
+    kept = []
+    for batch in reversed(batches):
+        keep = np.ones(len(batch), bool)
+        suspects = np.flatnonzero(np.isin(batch.src_ts, times))
+        events = list(batch.take(suspects).events())
+        for i, event in zip(suspects[::-1].tolist(), reversed(events), strict=True):
+            plain = _plain(event)
+            if left[plain] > 0:
+                left[plain] -= 1
+                keep[i] = False
+        if keep.any():
+            kept.append(batch.take(keep))
+    return kept[::-1]
 
 
 def _plain(event: StreamEvent) -> bytes:

@@ -39,6 +39,7 @@ log = structlog.get_logger("micro_batcher")
 _RETRY_MIN_S, _RETRY_MAX_S = 0.05, 2.0
 _TICK_S = 0.02
 _RETAIN_EVERY_S = 60.0
+_PENDING_ROWS_MAX = 20_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,8 +269,8 @@ class MicroBatcher:
             )
         )
         for number, records in found.items():
-            partition = self._owned[number]
-            partition.take(records)
+            if number in self._owned:  # it may have been lost while we waited
+                self._owned[number].take(records)
         self._observer.consumed(found, self._clock.now_ns())
         return bool(found)
 
@@ -280,26 +281,28 @@ class MicroBatcher:
 
     async def _decide(self, busy: bool) -> None:
         """Collect what is due; commit if there is output, or positions are due."""
-        for number, partition in self._owned.items():
+        for partition in list(self._owned.values()):
             for provider, stream in list(partition.ticks.items()):
                 limit = FOREVER
                 if self._history and stream.due():
-                    limit = await self._consult(self._history, number, provider)
+                    limit = await self._consult(self._history, partition, provider)
                 if stream.due(limit):
                     partition.collect(provider, limit)
         now = time.monotonic()
         ready = [p for p in self._owned.values() if p.dirty]
         due = now >= self._commit_at or any(p.has_output or p.ended for p in ready)
-        if ready and due and (self._committing is None or self._committing.done() or not busy):
+        free = self._committing is None or self._committing.done() or not busy
+        # a store that is slow or down must not let bars pile up here: then reading waits
+        full = sum(p.pending_rows for p in ready) >= _PENDING_ROWS_MAX
+        if ready and due and (free or full):
             self._commit_at = now + self._settings.commit_interval_ns / 1e9
             await self._commit(ready)
         elif self._committing and self._committing.done():
             await self._settle_commit()
 
-    async def _consult(self, history: History, number: int, provider: str) -> int:
+    async def _consult(self, history: History, partition: Partition, provider: str) -> int:
         """Bring in what others know of the windows about to close; returns how far they may."""
-        partition = self._owned[number]
-        stream = partition.ticks[provider]
+        number, stream = partition.claim.key.partition, partition.ticks[provider]
         limit = await self._retry(lambda: history.limit(provider, number))
         target = min(stream.watermark, stream.known_until(), limit)
         begin = self._known_to.get((number, provider))
@@ -330,26 +333,26 @@ class MicroBatcher:
         """Begin to commit the partitions' groups, after the commit under way has finished."""
         await self._settle_commit()
         mine = [p for p in partitions if self._owned.get(p.claim.key.partition) is p and p.dirty]
-        groups = [p.group() for p in mine]
-        if groups:
-            self._committing = asyncio.create_task(self._write(groups))
+        work = [(p, p.group()) for p in mine]
+        if work:
+            self._committing = asyncio.create_task(self._write(work))
 
     async def _settle_commit(self) -> None:
         if self._committing:
             task, self._committing = self._committing, None
             await task
 
-    async def _write(self, groups: list[PartitionGroup]) -> None:
+    async def _write(self, work: list[tuple[Partition, PartitionGroup]]) -> None:
         published, self._published = self._published, []
-        while groups:
+        while work:
             try:
-                result = await self._commit_once(groups, published)
+                result = await self._commit_once([group for _, group in work], published)
                 break
             except FencedError as error:
-                lost = [g for g in groups if g.claim.key.partition == error.partition]
-                if not lost:
+                kept = [w for w in work if w[1].claim.key.partition != error.partition]
+                if len(kept) == len(work):
                     raise  # the guard: this lane is somebody else's now
-                groups = [g for g in groups if g not in lost]
+                work = kept
                 self._owned.pop(error.partition, None)
                 log.warning("partition was taken over", partition=error.partition)
                 self._observer.error("fenced")
@@ -357,9 +360,8 @@ class MicroBatcher:
             self._published = published
             return
         now = self._clock.now_ns()
-        for group in groups:
-            number = group.claim.key.partition
-            self._owned[number].committed(group, result.bad.get(number, []))
+        for partition, group in work:
+            partition.committed(group, result.bad.get(group.claim.key.partition, []))
             self._observer.committed(group, now)
         self.written.add(result.counts)
         self._observer.written(result.counts, self.counts.open)

@@ -18,6 +18,7 @@ from market_data_core.deadletters import DeadLetter, encode_letters
 from market_data_core.errors import RejectedError
 from market_data_core.events import (
     REASONS,
+    SRC_TS_MAX,
     BatchBuilder,
     EventBatch,
     Rejected,
@@ -177,7 +178,7 @@ class Partition:
         self._codec = codec
         self._max_future_ns = max_future_ns
         self._checkpoint = checkpoint
-        self._counted = checkpoint.counted
+        self._counted = self._first_new = checkpoint.counted
         self._checksum = checkpoint.checksum
         self._counts = msgspec.structs.replace(checkpoint.counts)
         self._forwarded = checkpoint.forwarded
@@ -215,7 +216,7 @@ class Partition:
         self._flush_singles()
 
     def _take(self, record: Record) -> None:
-        new = record.offset >= self._counted
+        new = self._is_new(record)
         try:
             item = self._codec.decode(record.payload)
         except RejectedError as error:
@@ -239,11 +240,24 @@ class Partition:
             )
             self.dirty = True
 
+    def _latest(self, record: Record) -> int:
+        """Greatest time that is believed of a record; measured against its append, not now."""
+        if self._max_future_ns is None:
+            return SRC_TS_MAX
+        return record.append_ts + self._max_future_ns
+
+    def _is_new(self, record: Record) -> bool:
+        """Whether the record was not counted when this owner took over."""
+        return record.offset >= self._first_new
+
     def _take_single(self, event: StreamEvent, record: Record) -> None:
+        if self._singles and self._is_new(self._singles[0][0]) != self._is_new(record):
+            self._flush_singles()
+        token, latest = len(self._singles), self._latest(record)
         try:
-            self._builder.add(event, record.append_ts, len(self._singles))
+            self._builder.add(event, record.append_ts, token, latest)
         except RejectedError as error:
-            if record.offset >= self._counted:
+            if self._is_new(record):
                 self._reject(record, error.reason, str(error), record.payload)
             return
         self._singles.append((record, record.payload))
@@ -254,13 +268,13 @@ class Partition:
             return
         singles, self._singles = self._singles, []
         first = singles[0][0]
-        new = first.offset >= self._checkpoint.counted
+        new = self._is_new(first)
         batches, rejected = self._builder.build()
         for index, reason in rejected:
             if new:
                 record, original = singles[index]
                 self._reject(record, reason, REASONS[reason], original)
-        for batch in batches:
+        for batch in batches:  # each event's time was already held against its own append
             self._take_batch(batch, singles[-1][0], first.offset, new)
 
     def _take_mark(self, mark: Mark, record: Record) -> None:
@@ -271,12 +285,14 @@ class Partition:
                 stream.advance(FOREVER)
             return
         stream = self.stream(mark.provider)
-        if mark.kind == "progress":
-            stream.progress(mark.ts)
-        elif mark.kind == "idle":
-            stream.advance(mark.ts)
-        else:
+        if mark.kind == "pause":
             stream.paused = True
+        elif mark.ts > self._latest(record):
+            return  # a producer with a wrong clock must not close anybody's windows
+        elif mark.kind == "progress":
+            stream.progress(mark.ts)
+        else:
+            stream.advance(mark.ts)
 
     def _take_batch(self, batch: EventBatch, record: Record, position: int, new: bool) -> None:
         self.last_append[batch.provider] = record.append_ts
@@ -285,13 +301,11 @@ class Partition:
             if new:
                 self._forward(batch.take(~mine), record)
             batch = batch.take(mine)
-        if self._max_future_ns is not None and len(batch):
-            limit = record.append_ts + self._max_future_ns
-            if int(batch.src_ts.max()) > limit:
-                ahead = batch.src_ts > limit
-                if new:
-                    self._dead(batch.take(ahead), position, "future")
-                batch = batch.take(~ahead)
+        ahead = batch.src_ts > self._latest(record)
+        if ahead.any():
+            if new:
+                self._dead(batch.take(ahead), position, "future")
+            batch = batch.take(~ahead)
         if not len(batch):
             return
         if batch.kind == "bar":
@@ -447,6 +461,11 @@ class Partition:
         return [part for part in parts if len(part)]
 
     @property
+    def pending_rows(self) -> int:
+        """Bars and letters that wait for the next group."""
+        return sum(len(bars) for bars in self._bars) + len(self._letters)
+
+    @property
     def has_output(self) -> bool:
         """Whether a group would carry more than a position."""
         return bool(self._bars or self._letters or self._forwards or self.gaps)
@@ -468,6 +487,7 @@ class Partition:
             forwarded=self._forwarded,
             ended=self.ended,
             bars=self._checkpoint.bars + sum(len(b) for b in bars if b.state != "revised"),
+            intervals_ns=list(self.spec.intervals_ns),
             counts=msgspec.structs.replace(self._counts),
             streams=[
                 *(stream.state(provider) for provider, stream in self.ticks.items()),

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import astuple
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -25,11 +24,11 @@ from market_data_core.contracts.store import (
     PartitionKey,
     PartitionStatus,
 )
-from market_data_core.errors import FencedError, UsageError
+from market_data_core.errors import DamagedFileError, FencedError, UsageError
 from market_data_core.registry import Backend
 from market_data_store.backends._sqlite_bars import STAGE, bad_rows, write_bars
 from market_data_store.migrations import migrations
-from market_data_store.sqlite_file import connect, fold_log, translated
+from market_data_store.sqlite_file import connect, fold_log, inode_of, transaction, translated
 
 if TYPE_CHECKING:
     import polars as pl
@@ -38,6 +37,11 @@ T = TypeVar("T")
 
 _APPLICATION_ID = 0x4D445053
 _FOLD_AT, _FOLD_FORCED_AT = 4 << 20, 256 << 20
+_SYNCHRONOUS: dict[str, Literal["normal", "full"]] = {
+    "": "normal",
+    "synchronous=normal": "normal",
+    "synchronous=full": "full",
+}
 _MINE = "consumer_group = ? AND topic = ? AND partition = ?"
 _MESSAGE = "destination, key, payload, count, to_partition, provider, min_ts, max_ts"
 _BAR_COLUMNS = (
@@ -61,6 +65,7 @@ class SqliteStore:
         self._reader = connect(path, _APPLICATION_ID, synchronous)
         self._folder = connect(path, _APPLICATION_ID, synchronous)
         self._db.execute(STAGE)
+        self._inode = inode_of(path)
         self._writing = ThreadPoolExecutor(1, "store-write")
         self._reading = ThreadPoolExecutor(1, "store-read")
         self._folding = ThreadPoolExecutor(1, "store-fold")
@@ -69,7 +74,8 @@ class SqliteStore:
 
     async def _write(self, work: Callable[[sqlite3.Connection], T]) -> T:
         def run() -> T:
-            with translated(self._path), _transaction(self._db):
+            self._require_same_file()
+            with translated(self._path), transaction(self._db):
                 return work(self._db)
 
         done = await asyncio.get_running_loop().run_in_executor(self._writing, run)
@@ -83,6 +89,14 @@ class SqliteStore:
                 return self._reader.execute(sql, values).fetchall()
 
         return await asyncio.get_running_loop().run_in_executor(self._reading, run)
+
+    def _require_same_file(self) -> None:
+        if inode_of(self._path) != self._inode:
+            msg = (
+                f"{self._path} was removed or replaced while in use, and nothing more was written; "
+                "put it back and restart, or restart to begin with an empty one"
+            )
+            raise DamagedFileError(msg)
 
     def _fold(self) -> None:
         fold_log(self._folder, self._path, _FOLD_AT, _FOLD_FORCED_AT)
@@ -155,8 +169,9 @@ class SqliteStore:
         def run(db: sqlite3.Connection) -> Claim | None:
             mine = _row(key)
             db.execute(
-                """INSERT INTO partitions VALUES (?, ?, ?, 0, '', 0, 0, NULL)
-                    ON CONFLICT DO NOTHING""",
+                """INSERT INTO partitions
+                    SELECT ?, ?, ?, coalesce(max(value), 0), '', 0, 0, NULL FROM sequences
+                    WHERE name = 'forgotten_token' ON CONFLICT DO NOTHING""",
                 mine,
             )
             taken = db.execute(
@@ -222,12 +237,20 @@ class SqliteStore:
         return [PartitionStatus(PartitionKey(*row[:3]), *row[3:]) for row in rows]
 
     async def forget(self, group: str, topic: str) -> None:
-        """Remove a topic's partition rows."""
-        await self._write(
-            lambda db: db.execute(
+        """Remove a topic's partition rows; tokens go on rising, should the topic come back."""
+
+        def run(db: sqlite3.Connection) -> None:
+            db.execute(
+                """INSERT INTO sequences SELECT 'forgotten_token', coalesce(max(token), 0)
+                    FROM partitions WHERE consumer_group = ? AND topic = ?
+                    ON CONFLICT (name) DO UPDATE SET value = max(value, excluded.value)""",
+                (group, topic),
+            )
+            db.execute(
                 "DELETE FROM partitions WHERE consumer_group = ? AND topic = ?", (group, topic)
             )
-        )
+
+        await self._write(run)
 
     async def bars(
         self,
@@ -277,18 +300,6 @@ class SqliteStore:
                 db.close()
 
 
-@contextmanager
-def _transaction(db: sqlite3.Connection) -> Iterator[None]:
-    db.execute("BEGIN IMMEDIATE")
-    try:
-        yield
-        db.execute("COMMIT")
-    except BaseException:
-        if db.in_transaction:
-            db.execute("ROLLBACK")
-        raise
-
-
 def _statements(script: str) -> list[str]:
     """The statements of a migration (none of ours holds a semicolon inside)."""
     lines = [line for line in script.splitlines() if not line.lstrip().startswith("--")]
@@ -302,6 +313,7 @@ def _commit_group(
     result: CommitResult,
 ) -> None:
     claim, key = group.claim, group.claim.key
+    origin = f"{key.group}/{key.topic}/{key.partition}/{claim.token}/{claim.sequence}"
     bad: list[BadRow] = []
     messages: list[Message] = []
     for i, batch in enumerate(group.bars):
@@ -311,12 +323,11 @@ def _commit_group(
         changed = batch if written.changed is None else batch.take(np.array(written.changed, int))
         if group.bars_topic and len(changed):
             version = _next_version(db)
-            message_key = f"{key.topic}/{key.partition}/{claim.token}/{claim.sequence}/bars/{i}"
             span = int(changed.ts.min()), int(changed.ts.max())
             messages.append(
                 Message(
                     group.bars_topic,
-                    message_key,
+                    f"{origin}/bars/{i}",
                     changed.encode(version),
                     len(changed),
                     provider=changed.provider,
@@ -367,12 +378,19 @@ def _next_version(db: sqlite3.Connection) -> int:
 
 
 def _open(uri: str, clock: Clock) -> SqliteStore:
-    """The store at ``sqlite:///relative/path`` or ``sqlite:////absolute/path``."""
-    path = uri.removeprefix("sqlite:///")
+    """The store at ``sqlite:///relative/path`` or ``sqlite:////absolute/path``.
+
+    ``?synchronous=full`` makes every commit durable against power loss too.
+    """
+    path, _, options = uri.removeprefix("sqlite:///").partition("?")
     if path == uri or not path:
         msg = f"store.uri {uri!r} names no file; write sqlite:///path/to/store.db"
         raise UsageError(msg)
-    return SqliteStore(Path(path), clock=clock)
+    synchronous = _SYNCHRONOUS.get(options)
+    if synchronous is None:
+        msg = f"store.uri {uri!r}: {options!r} is not known; write synchronous=normal or =full"
+        raise UsageError(msg)
+    return SqliteStore(Path(path), synchronous, clock)
 
 
 BACKEND = Backend("sqlite", "One SQLite file; needs no server.", None, _open)

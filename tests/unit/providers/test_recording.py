@@ -102,6 +102,7 @@ BAD_VALUES: dict[str, tuple[dict[str, Any], str]] = {
     "provider object": ({"provider": {"a": 1}}, "bad_type"),
     "symbol true": ({"symbol": True}, "bad_type"),
     "symbol empty": ({"symbol": ""}, "bad_type"),
+    "lone surrogate": ({"symbol": "\ud800"}, "malformed"),
     "kind": ({"kind": "quote"}, "bad_type"),
     "kind null": ({"kind": None}, "bad_type"),
     "interval": ({"interval": "1y"}, "bad_type"),
@@ -155,6 +156,12 @@ def test_both_parsers_read_the_same(recordings: Recordings, line: Line, case: st
     assert by_column == recordings.read(path, options=SMALL)
 
 
+def test_null_is_no_default(recordings: Recordings, line: Line) -> None:
+    """Two nulls in every line have as many quotes as an event_id."""
+    path = recordings.write([line(kind=None, interval=None)] * 100)
+    assert {item[1] for item in recordings.read(path)} == {"bad_type"}
+
+
 def test_the_second_of_two_equal_keys_counts(recordings: Recordings, line: Line) -> None:
     doubled = line().replace('"ver":1', '"ver":1,"c":425.15,"v":7').replace(',"v":1200', "")
     path = recordings.write([line() if i % 2 else doubled[:-1] + ',"v":8}' for i in range(100)])
@@ -206,10 +213,21 @@ def test_too_long_lines_come_in_pieces(recordings: Recordings, line: Line) -> No
         assert [item[5] for item in events(found)] == [1, 2]
 
 
-def test_an_endless_line_needs_little_memory(recordings: Recordings) -> None:
-    class Watch:
-        most = 0
+@given(st.lists(st.integers(0, 700), max_size=12), st.integers(1, 3), st.booleans())
+def test_where_lines_are_cut(
+    recordings: Recordings, lengths: list[int], chunk: int, newline: bool
+) -> None:
+    path = recordings.write(b"\n".join(b"x" * n for n in lengths) + b"\n" * newline)
+    options = RecordingOptions(max_line_bytes=200, chunk_events=chunk)
+    wanted = []
+    for number, n in enumerate(lengths, 1):
+        reason = "too_long" if n > 200 else "malformed"
+        pieces = [b"x" * min(200, n - start) for start in range(0, n, 200)]
+        wanted += [("rejected", reason, piece, f"input:{number}") for piece in pieces]
+    assert recordings.read(path, options=options) == wanted
 
+
+def test_an_endless_line_needs_little_memory(recordings: Recordings) -> None:
     path = recordings.write(gzip.compress(b"x" * 100_000_000, 1))
     options = RecordingOptions(max_line_bytes=1 << 20)
     recording = recordings.open(path, options=options)
@@ -248,6 +266,15 @@ def test_cut_off_gzip_gives_what_it_has(recordings: Recordings, line: Line, keep
     assert [item[5] for item in events(found)] == list(range(len(events(found))))
     assert len(events(found)) > 2000
     assert len(rejected(found)) <= 1
+
+
+def test_a_number_that_was_cut_off_is_not_used(recordings: Recordings) -> None:
+    rows = "".join(f"A,{1_761_314_521 + i},190.12,345\n" for i in range(50))
+    data = gzip.compress(b"symbol,time,price,size\n" + rows.encode())
+    for end in range(len(data) - 40, len(data) - 8):
+        found, _ = recordings.read_until_error(recordings.write(data[:end]))
+        assert {item[10:] for item in events(found)} == {(190.12, 345)}
+        assert {item[1] for item in rejected(found)} <= {"malformed"}
 
 
 def test_gzip_members_and_trailing_bytes(recordings: Recordings, line: Line) -> None:

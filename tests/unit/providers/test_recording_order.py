@@ -1,9 +1,9 @@
 from __future__ import annotations
 
 import gzip
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -11,12 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from market_data_core.errors import UsageError
-from market_data_core.events import EventBatch, format_ts
+from market_data_core.events import EventBatch, Rejected, format_ts
 from market_data_core.intervals import NS_PER_MS, NS_PER_S
 from market_data_pipeline.providers import recording
 from market_data_pipeline.providers._formats import merge, order
 from market_data_pipeline.providers._formats.options import RecordingOptions
-from market_data_pipeline.providers._formats.rows import Rows
+from market_data_pipeline.providers._formats.rows import Rows, Session
 from market_data_pipeline.providers.recording import OutOfOrder
 
 if TYPE_CHECKING:
@@ -226,20 +226,47 @@ def test_an_error_comes_after_all_that_could_be_read(recordings: Recordings, lin
         assert symbols.count("QQQ") > 4000
 
 
-def test_many_inputs_keep_little_in_memory(recordings: Recordings, line: Line) -> None:
+def piece(times: list[int], feed: int) -> order.Piece:
+    ts = np.array(times, np.int64)
+    zero, ones = np.zeros(len(ts)), np.full(len(ts), feed, np.uint32)
+    return order.Piece(ts, Rows(ones, ones, ts, ts, ts, zero, zero))
+
+
+def test_ties_that_go_on_in_the_next_piece() -> None:
+    first = iter([piece([1, 5], 1), piece([5, 5], 1), piece([5, 9], 1)])
+    second = iter([piece([5, 5], 2), piece([5, 7], 2)])
+    parts = list(merge.merged([first, second]))
+    found = np.concatenate([np.stack([part.src_ts, part.stream]) for part in parts], axis=1)
+    assert found.T.tolist() == [[1, 1], *[[5, 1]] * 4, *[[5, 2]] * 3, [7, 2], [9, 1]]
+
+
+def test_many_inputs_keep_little_in_memory() -> None:
     """Inputs that follow one another are read one after the other."""
     read: list[int] = []
 
-    def pieces(number: int) -> Any:
+    def pieces(number: int) -> Iterator[order.Piece]:
         for step in range(10):
             read.append(number)
-            ts = np.arange(3, dtype=np.int64) + number * 1000 + step * 3
-            zero = np.zeros(3)
-            ones = np.ones(3, np.uint32)
-            yield order.Piece(ts, Rows(ones, ones, ts, ts, ts, zero, zero))
+            yield piece([number * 1000 + step * 3 + i for i in range(3)], 1)
 
     parts = list(merge.merged([pieces(n) for n in range(5)]))
     times = np.concatenate([part.src_ts for part in parts]).tolist()
     assert all(a < b for a, b in pairwise(times))
     assert len(times) == 150
     assert read == [0, 1, 2, 3, 4] + [n for n in range(5) for _ in range(9)]
+
+
+def test_rejected_bytes_are_bounded_while_events_wait() -> None:
+    session = Session()
+    most = 0
+
+    def chunks() -> Iterator[Rows]:
+        yield piece([T0] * 1000, session.stream_id("a", "tick", "1s")).rows
+        for _ in range(40):
+            yield session.rejected_rows([Rejected("malformed", "", bytes(1 << 20))])
+
+    session.symbol_ids(["A", "B"])
+    for part in order.reordered(chunks(), session, "a", 0, 10**6):
+        most = max(most, session.rejected_bytes)
+        list(session.emit(part.rows))
+    assert 0 < most <= order.REJECTED_BYTES_MAX + (1 << 20)

@@ -133,6 +133,7 @@ def test_times(recordings: Recordings, text: str, wanted: int | None) -> None:
         ("us", "1761314521000001", T0 + 1000),
         ("ns", "1761314521000000001", T0 + 1),
         ("s", "1761314521000", None),
+        ("s", str(S0 + 2**55), None),  # in 64 bits, the nanoseconds would wrap around to T0
     ],
 )
 def test_times_of_a_known_unit(

@@ -17,7 +17,7 @@ from market_data_core.events import SRC_TS_MAX, Kind
 from market_data_core.scaled import Scaled
 from market_data_pipeline.providers._formats.inputs import ZSTD_MAGIC, Input, file_object
 from market_data_pipeline.providers._formats.options import RecordingOptions
-from market_data_pipeline.providers._formats.rows import Floats, Problems, Rows, Session
+from market_data_pipeline.providers._formats.rows import Problems, Rows, Session
 
 _BYTES_PER_RECORD = 50
 _HEAD_BYTES = 1 << 16
@@ -123,7 +123,7 @@ class DbnFormat:
             raw = np.array([getattr(r, name) for r in records], np.int64)
             for i in np.flatnonzero(raw == _UNDEFINED_PRICE).tolist():
                 problems.setdefault(i, ("not_finite", f"{name} is undefined"))
-            prices.append(_price_floats(np.where(raw == _UNDEFINED_PRICE, 0, raw)))
+            prices.append(Scaled(raw, _PRICE_SCALE).to_floats())
         src_ts = self._times([r.ts_event for r in records], problems)
         ingest_ts = src_ts if bars else self._times([r.ts_recv for r in records], problems)
         names_of_rows = [
@@ -151,11 +151,6 @@ class DbnFormat:
             if ts >= SRC_TS_MAX:
                 problems.setdefault(i, ("bad_timestamp", f"time {ts} ns is undefined or absurd"))
         return np.array([ts if ts < SRC_TS_MAX else 0 for ts in values], np.int64)
-
-
-def _price_floats(raw: Any) -> Floats:
-    """The float64 nearest to each decimal ``raw * 1e-9``."""
-    return Scaled(raw, _PRICE_SCALE).to_floats()
 
 
 class _Symbols:

@@ -36,7 +36,7 @@ class RecordingOptions:
     max_line_bytes: int = 16 << 20
     format: FormatName = "auto"
     symbols: tuple[str, ...] = ()
-    chunk_events: int = 1 << 15
+    chunk_events: int = 1 << 14
 
     def __post_init__(self) -> None:
         """Check every value.

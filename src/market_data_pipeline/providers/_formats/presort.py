@@ -53,14 +53,13 @@ def presorted(chunks: Iterator[Rows], buffer_events: int, spool_dir: Path) -> It
             held_count += len(held[-1])
             if held_count > buffer_events:
                 runs.add(_sorted(held))
-                held, held_count = [], 0
+                held_count = 0
         if not runs.count:
             if held_count:
                 yield _piece(_sorted(held))
         else:
             if held_count:
                 runs.add(_sorted(held))
-            held = []
             yield from map(_piece, runs.merged(buffer_events))
     deferred.check()
 
@@ -70,7 +69,10 @@ def _piece(rows: Rows) -> Piece:
 
 
 def _sorted(parts: list[Rows]) -> Rows:
-    return _piece(Rows.concat(parts)).sorted().rows
+    """All rows by time; empties `parts`, so that no more than two copies are in memory."""
+    rows = Rows.concat(parts)
+    parts.clear()
+    return _piece(rows).sorted().rows
 
 
 class _RunFile:

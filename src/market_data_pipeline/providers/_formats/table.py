@@ -42,7 +42,6 @@ ALIASES: dict[str, tuple[str, ...]] = {
 }
 """What a column can hold -> the names under which it is found, the likeliest first."""
 
-_BAR_SIZE = ("volume", "v", "vol", "size", "qty", "quantity", "amount", "q")
 _BAR_PRICES = ("open", "high", "low", "close")
 _TICK_INTERVAL = "1s"
 
@@ -79,7 +78,7 @@ def layout_of(label: str, names: Sequence[str], options: RecordingOptions) -> La
     found = {}
     is_bar = all(_find(what, ALIASES[what], mapped, by_name) for what in _BAR_PRICES)
     for what, aliases in ALIASES.items():
-        name = _find(what, _BAR_SIZE if is_bar and what == "size" else aliases, mapped, by_name)
+        name = _find(what, aliases, mapped, by_name)
         if name:
             found[what] = name
     needed = ["timestamp", "size", *(_BAR_PRICES if is_bar else ["price"])]

@@ -177,7 +177,7 @@ def _counted(ticks: pl.Series, unit: str) -> tuple[Ints, Details]:
 
 def _epoch_column(numbers: pl.Series, unit: TimeUnit) -> tuple[Ints, Details]:
     missing = numbers.is_null().to_numpy()
-    values = np.maximum(numbers.fill_null(0).to_numpy(), -(2**63 - 1))  # so that abs() fits
+    values = numbers.fill_null(0).to_numpy()
     magnitude = np.abs(values)
     factor = np.ones(len(values), np.int64)
     if unit == "auto":

@@ -1,0 +1,280 @@
+"""What every bus must do about topics and appending; part of the bus suite."""
+# ruff: noqa: S101  (asserting is what this module is for)
+
+from __future__ import annotations
+
+import asyncio
+import time
+import zlib
+from collections.abc import Callable
+from typing import ClassVar
+
+import pytest
+
+from market_data_core.contracts.bus import Bus
+from market_data_core.errors import UsageError
+from market_data_core.records import Bounds, Entry, Record, TopicInfo
+
+OpenBus = Callable[[], Bus]
+"""Opens one more client of the same storage."""
+
+TOPIC = "suite.events"
+PLENTY = 1 << 30
+"""More bytes than any test writes."""
+_HOSTILE = (
+    "", ".", "..", "../up", "/etc/passwd", "a/b", "a\\b", "a b", "a\nb", "a\n", "a\0b", "-rf",
+    "%s", "é", "a;DROP TABLE log", "'", '"', "*", "a" * 201,
+)  # fmt: skip
+
+
+def entry(
+    payload: str,
+    partition: int = 0,
+    count: int = 1,
+    provider: str = "p",
+    source: int = 0,
+    key: str = "",
+) -> Entry:
+    """An entry that holds `payload` as text and events at time 1."""
+    return Entry(partition, payload.encode(), count, provider, 1, 1, source, key)
+
+
+async def read_all(bus: Bus, partition: int = 0, position: int = 0) -> list[Record]:
+    """Everything from `position` to the partition's end, in small bites."""
+    records: list[Record] = []
+    while True:
+        found = await bus.poll(TOPIC, {partition: position + len(records)}, 4096, 0)
+        if not found:
+            return records
+        records += found[partition]
+
+
+def texts(records: list[Record]) -> list[str]:
+    """The payloads as text."""
+    return [record.payload.decode() for record in records]
+
+
+async def refused(*calls: object) -> None:
+    """Each awaitable of `calls` raises UsageError."""
+    for call in calls:
+        with pytest.raises(UsageError):
+            await call  # type: ignore[misc]
+
+
+class BusWritingSuite:
+    """Topics and appending.
+
+    Attributes:
+        atomic_appends: set to False for a backend without transactions.
+    """
+
+    atomic_appends: ClassVar[bool] = True
+
+    # ---- topics ----------------------------------------------------------------------------
+
+    async def test_a_topic_is_made_once_and_found_by_everybody(self, open_bus: OpenBus) -> None:
+        """Creating again is finding; the log's identity is the same for every client."""
+        bus, other = open_bus(), open_bus()
+        made = await bus.create_topic(TOPIC, 3)
+        assert (made.name, made.partitions) == (TOPIC, 3)
+        assert made.log_id
+        assert await bus.create_topic(TOPIC, 3) == made
+        assert await other.create_topic(TOPIC, 3) == made
+        assert await other.find_topic(TOPIC) == made
+        assert await open_bus().find_topic(TOPIC) == made
+
+    async def test_clients_that_create_at_once_get_one_topic(self, open_bus: OpenBus) -> None:
+        """No race makes two logs of one topic."""
+        clients = [open_bus() for _ in range(6)]
+        made = await asyncio.gather(*(bus.create_topic(TOPIC, 2) for bus in clients))
+        assert len(set(made)) == 1
+
+    async def test_another_number_of_partitions_is_refused(self, open_bus: OpenBus) -> None:
+        """The error names the topic and the number that it has."""
+        bus = open_bus()
+        made = await bus.create_topic(TOPIC, 3)
+        for client in (bus, open_bus()):
+            with pytest.raises(UsageError, match=rf"{TOPIC}.* 3 ") as caught:
+                await client.create_topic(TOPIC, 4)
+            assert "4" in str(caught.value)
+        assert await bus.find_topic(TOPIC) == made
+
+    async def test_topics_are_listed_by_name(self, open_bus: OpenBus) -> None:
+        """All of them, whoever made them."""
+        bus, other = open_bus(), open_bus()
+        assert await bus.topics() == []
+        made = {name: await bus.create_topic(name, 1) for name in ("b", "a.z", "a-1")}
+        made["c_"] = await other.create_topic("c_", 2)
+        expected: list[TopicInfo] = [made[name] for name in sorted(made)]
+        assert await bus.topics() == expected
+        assert await open_bus().topics() == expected
+
+    async def test_a_topic_that_does_not_exist(self, open_bus: OpenBus) -> None:
+        """It is not found, may be dropped, and comes into being only by `create_topic`."""
+        bus = open_bus()
+        assert await bus.find_topic(TOPIC) is None
+        await bus.drop_topic(TOPIC)
+        await refused(
+            bus.append(TOPIC, [entry("x")]), bus.bounds(TOPIC, 0), bus.poll(TOPIC, {0: 0}, 1, 0)
+        )
+        assert await bus.topics() == []
+        assert await open_bus().find_topic(TOPIC) is None
+
+    async def test_a_dropped_topic_is_gone_for_everybody(self, open_bus: OpenBus) -> None:
+        """A topic made anew under its name is another, empty log."""
+        bus, other = open_bus(), open_bus()
+        made = await bus.create_topic(TOPIC, 2)
+        await other.create_topic(TOPIC, 2)
+        await bus.append(TOPIC, [entry("x", key="k")])
+        await bus.drop_topic(TOPIC)
+        assert [await client.find_topic(TOPIC) for client in (bus, other)] == [None, None]
+        assert await other.topics() == []
+        again = await other.create_topic(TOPIC, 1)
+        assert again.log_id != made.log_id
+        assert await other.bounds(TOPIC, 0) == Bounds(0, 0, 0, 0)
+        await other.append(TOPIC, [entry("y", key="k")])
+        assert texts(await read_all(other)) == ["y"]
+
+    @pytest.mark.parametrize("name", _HOSTILE, ids=repr)
+    async def test_a_name_that_is_none_is_refused(self, open_bus: OpenBus, name: str) -> None:
+        """Before anything outside the bus's own storage could be touched."""
+        bus = open_bus()
+        await refused(
+            bus.create_topic(name, 1),
+            bus.find_topic(name),
+            bus.drop_topic(name),
+            bus.append(name, [entry("x")]),
+        )
+        assert await bus.topics() == []
+
+    # ---- appending -------------------------------------------------------------------------
+
+    async def test_records_are_what_was_appended(self, open_bus: OpenBus) -> None:
+        """Offsets are contiguous from 0, the order is kept, the count is cumulative."""
+        bus = open_bus()
+        await bus.create_topic(TOPIC, 2)
+        before = time.time_ns()
+        await bus.append(TOPIC, [])
+        await bus.append(TOPIC, [entry("a", count=3), entry("b", 1), entry("c", count=0)])
+        await bus.append(TOPIC, [entry("d", count=5), entry("", count=1)])
+        records = await read_all(bus)
+        assert [(r.partition, r.offset, r.payload, r.count, r.received) for r in records] == [
+            (0, 0, b"a", 3, 0),
+            (0, 1, b"c", 0, 3),
+            (0, 2, b"d", 5, 3),
+            (0, 3, b"", 1, 8),
+        ]
+        assert [r.checksum for r in records] == [zlib.crc32(r.payload) for r in records]
+        margin = 60 * 10**9  # a server has a clock of its own
+        assert all(before - margin < r.append_ts < time.time_ns() + margin for r in records)
+        assert texts(await read_all(bus, 1)) == ["b"]
+        assert await bus.bounds(TOPIC, 0) == Bounds(0, 4, 9, 0)
+        assert await bus.bounds(TOPIC, 1) == Bounds(0, 1, 1, 0)
+
+    async def test_the_source_position_is_the_greatest(self, open_bus: OpenBus) -> None:
+        """An older position that is sent again does not set it back."""
+        bus = open_bus()
+        await bus.create_topic(TOPIC, 2)
+        await bus.append(TOPIC, [entry("a", source=7), entry("b", source=9)])
+        await bus.append(TOPIC, [entry("c", source=8), entry("d", 1, source=2), entry("mark")])
+        assert [(await bus.bounds(TOPIC, p)).source for p in (0, 1)] == [9, 2]
+
+    async def test_a_wrong_partition_is_refused(self, open_bus: OpenBus) -> None:
+        """Nothing of such an append stays."""
+        bus = open_bus()
+        await bus.create_topic(TOPIC, 2)
+        for wrong in (-1, 2, 1 << 20):
+            await refused(
+                bus.append(TOPIC, [entry("a"), entry("b", wrong), entry("c", 1)]),
+                bus.bounds(TOPIC, wrong),
+                bus.poll(TOPIC, {wrong: 0}, 1, 0),
+            )
+        assert [await bus.bounds(TOPIC, p) for p in (0, 1)] == [Bounds(0, 0, 0, 0)] * 2
+
+    async def test_readers_see_an_append_whole_or_not_at_all(self, open_bus: OpenBus) -> None:
+        """Three entries at a time: whatever is read is a multiple of three."""
+        if not self.atomic_appends:
+            pytest.skip("the backend has no transactions")
+        bus, other = open_bus(), open_bus()
+        await bus.create_topic(TOPIC, 1)
+
+        async def write() -> None:
+            for i in range(60):
+                await bus.append(TOPIC, [entry(f"{i}{part}") for part in "abc"])
+
+        writing = asyncio.create_task(write())
+        seen = []
+        while not writing.done():
+            found = await other.poll(TOPIC, {0: 0}, PLENTY, 0.01)
+            seen.append(len(found.get(0, [])))
+        await writing
+        assert [n for n in seen if n % 3] == []
+        assert len(await read_all(other)) == 180
+
+    async def test_an_entry_with_a_known_key_is_left_out(self, open_bus: OpenBus) -> None:
+        """Once for each key, within an append, over several, from any client, after reopening."""
+        bus = open_bus()
+        await bus.create_topic(TOPIC, 2)
+        await bus.append(TOPIC, [entry("a", key="k1", count=2), entry("b", key="k1", count=2)])
+        again = [entry("c", key="k1"), entry("d", key="k2"), entry("e", 1, key="k2"), entry("f")]
+        await bus.append(TOPIC, again)
+        other = open_bus()
+        await other.append(TOPIC, [*again, entry("f")])
+        await bus.close()
+        await other.close()
+        last = open_bus()
+        await last.append(TOPIC, again[:3])
+        records = await read_all(last)
+        assert texts(records) == ["a", "d", "f", "f", "f"]
+        assert [r.offset for r in records] == [0, 1, 2, 3, 4]
+        assert await last.bounds(TOPIC, 0) == Bounds(0, 5, 6, 0)
+        assert await last.bounds(TOPIC, 1) == Bounds(0, 0, 0, 0)
+
+    async def test_a_key_has_effect_once_even_at_once(self, open_bus: OpenBus) -> None:
+        """Two clients publish the same messages at the same time."""
+        clients = [open_bus(), open_bus()]
+        await clients[0].create_topic(TOPIC, 1)
+
+        async def publish(bus: Bus) -> None:
+            for i in range(0, 60, 2):
+                await bus.append(TOPIC, [entry(str(n), key=f"message/{n}") for n in (i, i + 1)])
+
+        await asyncio.gather(*(publish(bus) for bus in clients))
+        records = await read_all(clients[0])
+        assert texts(records) == [str(i) for i in range(60)]
+        assert (await clients[1].bounds(TOPIC, 0)).received == 60
+
+    async def test_many_append_at_once(self, open_bus: OpenBus) -> None:
+        """Nothing is lost, doubled, or put out of its client's order."""
+        clients = [open_bus() for _ in range(4)]
+        await clients[0].create_topic(TOPIC, 2)
+
+        async def write(name: int, lane: int, bus: Bus) -> None:
+            for i in range(20):
+                text = f"{name}/{lane}/{i:03}"
+                await bus.append(TOPIC, [entry(text, p, source=i) for p in (0, 1)])
+
+        await asyncio.gather(
+            *(write(n, lane, bus) for n, bus in enumerate(clients) for lane in (0, 1))
+        )
+        for partition in (0, 1):
+            records = await read_all(open_bus(), partition)
+            assert [r.offset for r in records] == list(range(160))
+            assert [r.received for r in records] == list(range(160))
+            written = texts(records)
+            for n in range(4):
+                for lane in (0, 1):
+                    own = [text for text in written if text.startswith(f"{n}/{lane}/")]
+                    assert own == sorted(own)
+                    assert len(own) == 20
+
+    async def test_large_payloads(self, open_bus: OpenBus) -> None:
+        """Ten megabytes of any bytes come back as they were."""
+        bus = open_bus()
+        await bus.create_topic(TOPIC, 1)
+        large = bytes(range(256)) * 40_960
+        await bus.append(TOPIC, [Entry(0, b"before"), Entry(0, large, 1), Entry(0, b"after")])
+        for client in (bus, open_bus()):
+            records = (await client.poll(TOPIC, {0: 0}, PLENTY, 0))[0]
+            assert [r.payload for r in records] == [b"before", large, b"after"]
+            assert await client.checksum(TOPIC, 0, 1) == zlib.crc32(large)

@@ -1,0 +1,307 @@
+"""What the log says, read back for verification: events that were counted and not set aside."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import msgspec
+import numpy as np
+import polars as pl
+
+from market_data_core.contracts.bus import Bus, Codec
+from market_data_core.contracts.store import PartitionStatus, Store
+from market_data_core.deadletters import DeadLetter, decode_letters
+from market_data_core.errors import RejectedError
+from market_data_core.events import BatchBuilder, EventBatch, Kind, StreamEvent, parse_ts
+from market_data_core.partitioning import partition_of
+from market_data_core.records import Record, TopicInfo
+from market_data_pipeline.windows.assigner import FOREVER, NEVER
+from market_data_pipeline.windows.checkpoint import Checkpoint, StreamState, decode_checkpoint
+
+VALUES = ("open", "high", "low", "close", "volume")
+_KEY = ("code", "ts", "seq", *VALUES)
+_SET_ASIDE = ("late", "id_conflict", "future")
+SCHEMA: dict[str, type[pl.DataType]] = {
+    "code": pl.UInt32, "ts": pl.Int64, "seq": pl.Int64, **dict.fromkeys(VALUES, pl.Float64),
+    "closed": pl.Int64, "source": pl.Int32, "interval": pl.String,
+}  # fmt: skip
+"""Columns of events: `code` points into :attr:`CountedLog.symbols`, `ts` and `closed` are UTC ns,
+`source` is the index of the partition they came from, `closed` how far that has stored bars."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A partition that holds events of a provider.
+
+    Attributes:
+        info: its topic.
+        partition: its number.
+        counted: records below this offset are in the counts.
+        closed: ticks below this time are in bars; FOREVER for vendor bars, which never wait.
+        intervals_ns: windows that its owner computes; empty if that is not known.
+    """
+
+    info: TopicInfo
+    partition: int
+    counted: int
+    closed: int
+    intervals_ns: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Doubt:
+    """Why the log may not tell the whole story of some windows.
+
+    Attributes:
+        why: in words.
+        until: windows that begin before this (UTC ns) are concerned.
+        partition: the partition concerned.
+        partitions: of its topic; 0 for all symbols.
+        more: whether the log may also hold events that the bars rightly lack.
+    """
+
+    why: str
+    until: int
+    partition: int
+    partitions: int
+    more: bool = False
+
+    def concerns(self, symbol: str, start: int) -> bool:
+        """Whether the window of `symbol` that begins at `start` is concerned."""
+        here = not self.partitions or partition_of(symbol, self.partitions) == self.partition
+        return here and start < self.until
+
+
+class CountedLog:
+    """The events topics as far as checkpoints have counted them.
+
+    Args:
+        bus: the log.
+        store: holds checkpoints and what is not published yet.
+        codec: how payloads are read.
+        group: consumer group.
+        letters_topic: where dead letters are.
+        max_future_ns: how far ahead of its append a live event may be.
+    """
+
+    def __init__(
+        self,
+        bus: Bus,
+        store: Store,
+        codec: Codec,
+        group: str,
+        letters_topic: str,
+        max_future_ns: int,
+    ) -> None:
+        self._bus, self._store, self._codec = bus, store, codec
+        self._group, self._letters_topic = group, letters_topic
+        self._max_future_ns = max_future_ns
+        self._rows: list[PartitionStatus] = []
+        self._checkpoints: list[tuple[PartitionStatus, Checkpoint]] = []
+        self._topics: dict[str, TopicInfo] = {}
+        self._unpublished: list[bytes] = []
+        self._index: dict[str, int] = {}
+        self.events = 0
+
+    @property
+    def symbols(self) -> list[str]:
+        """What the codes of events mean."""
+        return list(self._index)
+
+    async def load(self) -> None:
+        """Take the checkpoints as they are now."""
+        self._rows = await self._store.status(self._group)
+        self._checkpoints = [
+            (row, decode_checkpoint(row.checkpoint)) for row in self._rows if row.checkpoint
+        ]
+        self._topics = {info.name: info for info in await self._bus.topics()}
+        for row in self._rows:
+            key = row.key
+            items = await self._store.outbox(key.group, key.topic, key.partition)
+            self._unpublished += [
+                i.message.payload for i in items if i.message.destination == self._letters_topic
+            ]
+
+    async def moved(self) -> bool:
+        """Whether somebody has committed since :meth:`load`."""
+        now = await self._store.status(self._group)
+        return [r.sequence for r in now] != [r.sequence for r in self._rows]
+
+    def providers(self, kind: Kind) -> set[str]:
+        """Providers of which there are events of `kind`."""
+        return {
+            state.provider
+            for _, checkpoint in self._checkpoints
+            for state in checkpoint.streams
+            if (state.kind == kind and state.greatest > NEVER) or state.kind == kind == "bar"
+        }
+
+    def _streams(
+        self, provider: str, kind: Kind
+    ) -> Iterator[tuple[PartitionStatus, Checkpoint, StreamState]]:
+        for row, checkpoint in self._checkpoints:
+            for state in checkpoint.streams:
+                if state.provider == provider and state.kind == kind:
+                    yield row, checkpoint, state
+
+    def sources(self, provider: str, kind: Kind) -> list[Source]:
+        """Where events of `provider` can be read."""
+        found: dict[tuple[str, int], Source] = {}
+        for row, checkpoint, state in self._streams(provider, kind):
+            info = self._topics.get(row.key.topic)
+            if info is not None and info.log_id == checkpoint.log_id:
+                found[row.key.topic, row.key.partition] = Source(
+                    info,
+                    row.key.partition,
+                    checkpoint.counted,
+                    state.closed if kind == "tick" else FOREVER,
+                    tuple(checkpoint.intervals_ns),
+                )
+        return list(found.values())
+
+    async def doubts(self, provider: str, kind: Kind) -> list[Doubt]:
+        """What of `provider` the log does not hold any more."""
+        found = []
+        for row, checkpoint, state in self._streams(provider, kind):
+            topic, number = row.key.topic, row.key.partition
+            info = self._topics.get(topic)
+            if info is None or info.log_id != checkpoint.log_id:
+                found.append(Doubt(f"the log of {topic} is gone", FOREVER, 0, 0))
+                continue
+            lost = max(state.fence, state.taint)
+            if lost > NEVER:
+                why = f"{topic} has lost events"
+                found.append(Doubt(why, lost, number, info.partitions, more=True))
+            bounds = await self._bus.bounds(topic, number)
+            if bounds.first > 0:
+                until = FOREVER
+                if bounds.next > bounds.first:
+                    kept = (await self._bus.poll(topic, {number: bounds.first}, 1, 0))[number][0]
+                    until = kept.append_ts + self._max_future_ns
+                why = f"{topic} no longer holds its oldest events"
+                found.append(Doubt(why, until, number, info.partitions))
+        if not found and not self.sources(provider, kind):
+            found.append(Doubt("no log holds the provider", FOREVER, 0, 0))
+        return found
+
+    async def read(
+        self, provider: str, kind: Kind, from_ts: int, to_ts: int, symbol: str | None
+    ) -> pl.DataFrame:
+        """Events in [from_ts, to_ts) that were counted and not set aside, copies included.
+
+        Returns:
+            A frame of :data:`SCHEMA`, in no particular order.
+        """
+        letters = await self._letters(provider, from_ts, to_ts)
+        frames = [pl.DataFrame(schema=SCHEMA)]
+        for number, source in enumerate(self.sources(provider, kind)):
+            until = min(source.closed, to_ts)
+            if until <= from_ts:
+                continue
+            place = (source.info.name, source.partition)
+            records = await self._bus.scan(*place, provider, from_ts, until)
+            counted = [r for r in records if r.offset < source.counted]
+            parts = [
+                self._frame(batch, source, number)
+                for batch in self._batches(counted)
+                if batch.provider == provider and batch.kind == kind
+            ]
+            if parts:
+                frame = pl.concat(parts).filter(
+                    pl.col("ts").is_between(from_ts, until, closed="left")
+                )
+                if symbol is not None:
+                    frame = frame.filter(pl.col("code") == self._index.get(symbol))
+                self.events += len(frame)
+                aside = [le for le in letters if (le.topic, le.partition) == place]
+                frames.append(self._without(frame, aside))
+        return pl.concat(frames)
+
+    def _batches(self, records: Sequence[Record]) -> Iterator[EventBatch]:
+        singles = BatchBuilder()
+        for record in records:
+            try:
+                item = self._codec.decode(record.payload)
+                if isinstance(item, StreamEvent):
+                    singles.add(item, record.append_ts)
+            except RejectedError:
+                continue  # counted as a dead letter
+            if isinstance(item, EventBatch):
+                yield item
+        yield from singles.build()[0]
+
+    def _frame(self, batch: EventBatch, source: Source, number: int) -> pl.DataFrame:
+        """The rows of a batch that belong in its partition; others were sent where they belong."""
+        index = self._index
+        codes = np.array([index.setdefault(s, len(index)) for s in batch.symbols], np.uint32)
+        owners = [partition_of(s, source.info.partitions) for s in batch.symbols]
+        mine = np.array(owners) == source.partition
+        columns = (*batch.prices(), batch.close, batch.volume)
+        frame = pl.DataFrame(
+            {
+                "code": codes[batch.codes],
+                "ts": batch.src_ts,
+                "seq": batch.seq,
+                **{n: c.to_floats() for n, c in zip(VALUES, columns, strict=True)},
+            },
+        ).with_columns(
+            pl.lit(source.closed, pl.Int64).alias("closed"),
+            pl.lit(number, pl.Int32).alias("source"),
+            pl.lit(batch.interval).alias("interval"),
+        )
+        return frame if mine.all() else frame.filter(mine[batch.codes])
+
+    async def _letters(self, provider: str, from_ts: int, to_ts: int) -> list[DeadLetter]:
+        """Events of `provider` in the range that were set aside, published or about to be."""
+        payloads: list[bytes] = []
+        if self._letters_topic in self._topics:
+            records = await self._bus.scan(self._letters_topic, 0, provider, from_ts, to_ts)
+            payloads = [record.payload for record in records]
+        known = set(payloads)
+        payloads += [payload for payload in self._unpublished if payload not in known]
+        return [
+            letter
+            for payload in payloads
+            for letter in decode_letters(payload)
+            if letter.provider == provider and from_ts <= letter.src_ts < to_ts
+        ]
+
+    def _without(self, frame: pl.DataFrame, letters: Sequence[DeadLetter]) -> pl.DataFrame:
+        """`frame` without the events of which every copy was set aside.
+
+        A letter stands for one copy; if there are fewer letters than copies, one copy counted.
+        """
+        aside = Counter(self._key(le) for le in letters if le.reason in _SET_ASIDE)
+        if not aside or not len(frame):
+            return frame
+        rows = [(*key, n) for key, n in aside.items()]
+        schema = {name: SCHEMA[name] for name in _KEY} | {"letters": pl.UInt32}
+        named = pl.DataFrame(rows, schema=schema, orient="row")
+        hit = frame.select(_KEY).with_row_index("row").join(named, on=_KEY)
+        gone = hit.filter(pl.len().over(_KEY) <= pl.col("letters"))["row"]
+        keep = np.ones(len(frame), bool)
+        keep[gone.to_numpy()] = False
+        return frame.filter(keep)
+
+    def _key(self, letter: DeadLetter) -> tuple[int | float, ...]:
+        event = msgspec.json.decode(letter.original, type=StreamEvent)
+        code = self._index.setdefault(event.symbol, len(self._index))
+        values = (event.o, event.h, event.l, event.c, event.v)
+        return code, parse_ts(event.src_ts), event.seq, *values
+
+    async def unwritable(
+        self, provider: str, from_ts: int, to_ts: int
+    ) -> set[tuple[str, str, int]]:
+        """(symbol, interval, start) of bars of `provider` that the database refused."""
+        refused = [
+            (letter, msgspec.json.decode(letter.original, type=_Refused))
+            for letter in await self._letters(provider, from_ts, to_ts)
+            if letter.reason == "unwritable"
+        ]
+        return {(letter.symbol, body.interval, letter.src_ts) for letter, body in refused}
+
+
+class _Refused(msgspec.Struct):
+    interval: str

@@ -1,0 +1,211 @@
+"""What live runs and lanes are put together from: producers, micro-batchers, and their progress."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import time
+import uuid
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+import structlog
+
+from market_data_core.config import Settings
+from market_data_core.contracts.store import Claim, WriteCounts
+from market_data_core.errors import FencedError, TransientError
+from market_data_core.intervals import NS_PER_MS, NS_PER_S
+from market_data_core.records import TopicInfo
+from market_data_pipeline.backends import Backends
+from market_data_pipeline.bus import codec
+from market_data_pipeline.observe import Observer
+from market_data_pipeline.producer import Producer, ProducerSettings
+from market_data_pipeline.windows.assigner import WindowSpec
+from market_data_pipeline.windows.checkpoint import Counts
+from market_data_pipeline.windows.history import LaneHistory, RawEvents
+from market_data_pipeline.windows.micro_batcher import BatcherSettings, MicroBatcher
+
+log = structlog.get_logger("flow")
+
+LETTERS_TOPIC = "mdp.dlq"
+_POLL_BYTES = 4 << 20
+
+
+class Progress:
+    """How a run is doing, for whoever looks.
+
+    Attributes:
+        produced: events appended by this run.
+        note: what the run is waiting for, "" if it works.
+        batcher: the micro-batcher at work, if any.
+    """
+
+    def __init__(self) -> None:
+        self.produced = 0
+        self.note = ""
+        self.batcher: MicroBatcher | None = None
+
+    @property
+    def counts(self) -> Counts:
+        """The conservation equation as of the latest commit."""
+        return self.batcher.counts if self.batcher else Counts()
+
+    @property
+    def written(self) -> WriteCounts:
+        """What the store did with the bars so far."""
+        return self.batcher.written if self.batcher else WriteCounts()
+
+    @property
+    def open_windows(self) -> int:
+        """Base windows that wait; costs a pass over what they hold."""
+        return self.batcher.open_windows if self.batcher else 0
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """What a run did.
+
+    Attributes:
+        topic: the topic it read.
+        counts: the conservation equation of the topic.
+        written: what the store did with the bars.
+        seconds: from the first event to the last commit.
+        repeated: the lane was complete before; nothing had to be done.
+    """
+
+    topic: str
+    counts: Counts
+    written: WriteCounts
+    seconds: float
+    repeated: bool = False
+
+
+def window_spec(settings: Settings) -> WindowSpec:
+    """The configured windows."""
+    batch = settings.micro_batch
+    return WindowSpec(
+        batch.windows_ns,
+        batch.allow_late_ms * NS_PER_MS,
+        batch.revise_horizon_ms * NS_PER_MS,
+    )
+
+
+def member_name() -> str:
+    """A name for this worker that no other has."""
+    return f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+
+
+class Assembly:
+    """One process's parts on the configured backends.
+
+    Args:
+        settings: the configuration.
+        backends: opened bus and store.
+    """
+
+    def __init__(self, settings: Settings, backends: Backends) -> None:
+        self.settings = settings
+        self.bus, self.store, self.clock = backends.bus, backends.store, backends.clock
+        self.spec = window_spec(settings)
+        self.member = member_name()
+        self.progress = Progress()
+
+    async def result_topics(self, bars_topic: str) -> None:
+        """Create the topics that results are published to, if they do not exist."""
+        await self.bus.create_topic(bars_topic, self.settings.bus.partitions)
+        await self.bus.create_topic(LETTERS_TOPIC, 1)
+
+    def produced(self, producer: Producer) -> None:
+        """Take a producer's count over into the run's progress."""
+        self.progress.produced += producer.produced
+        producer.produced = 0
+
+    async def work(
+        self, batcher: MicroBatcher, info: TopicInfo, stop: asyncio.Event, drain_s: float
+    ) -> Summary:
+        """Let a micro-batcher work to its end; says what it did.
+
+        Raises:
+            FencedError: another process has taken over.
+        """
+        began = time.perf_counter()
+        self.progress.batcher = batcher
+        try:
+            await batcher.run(stop, drain_s)
+        except FencedError as error:
+            msg = "another process has taken over this recording; nothing was lost, run it again"
+            raise FencedError(msg) from error
+        return Summary(info.name, batcher.counts, batcher.written, time.perf_counter() - began)
+
+    def producer(
+        self, info: TopicInfo, provider: str, sources: list[int] | None = None
+    ) -> Producer:
+        """A producer for a topic; `sources` only for a lane."""
+        bus, batch = self.settings.bus, self.settings.micro_batch
+        settings = ProducerSettings(
+            codec=bus.codec,
+            batch_events=batch.max_batch_size * (info.partitions if sources is not None else 1),
+            max_future_ns=batch.max_future_ms * NS_PER_MS,
+            base_ns=self.spec.base_ns,
+            allow_late_ns=self.spec.allow_late_ns,
+            bus_name=bus.type,
+        )
+        return Producer(self.bus, codec, info, provider, settings, self.clock, _patient, sources)
+
+    def batcher(
+        self, info: TopicInfo, bars_topic: str, live: bool, guard: Claim | None = None
+    ) -> MicroBatcher:
+        """A micro-batcher for the live topic, or for a lane under its guard."""
+        bus, batch = self.settings.bus, self.settings.micro_batch
+        future_ns = batch.max_future_ms * NS_PER_MS
+        settings = BatcherSettings(
+            group=bus.group,
+            member=self.member,
+            lease_ns=batch.lease_ms * NS_PER_MS,
+            flush_timeout_ns=batch.flush_timeout_ms * NS_PER_MS,
+            commit_interval_ns=batch.commit_interval_ms * NS_PER_MS,
+            poll_bytes=_POLL_BYTES,
+            max_future_ns=future_ns if live else None,
+            retention_ns=int(bus.retention.hours * 3600 * NS_PER_S),
+            retention_bytes=bus.retention.max_bytes,
+        )
+        history = None
+        if not live:
+            raw = RawEvents(self.bus, codec, LETTERS_TOPIC, future_ns, bus.events_topic)
+            history = LaneHistory(
+                self.bus,
+                self.store,
+                raw,
+                bus.group,
+                info.name,
+                bus.events_topic,
+                info.partitions,
+                self.spec,
+            )
+        return MicroBatcher(
+            self.bus,
+            self.store,
+            codec,
+            self.spec,
+            info,
+            bars_topic,
+            LETTERS_TOPIC,
+            settings,
+            self.clock,
+            Observer(info.name, bus.group, self.member, live, batch.max_symbols_in_metrics),
+            history,
+            guard,
+        )
+
+
+async def _patient(call: Callable[[], Awaitable[None]]) -> None:
+    """Repeat a call to the bus until it is there again; meanwhile the feed waits."""
+    pause_s = 0.05
+    while True:
+        try:
+            return await call()
+        except TransientError as error:
+            log.warning("the bus is not ready", error=str(error))
+        await asyncio.sleep(pause_s)
+        pause_s = min(2 * pause_s, 2.0)

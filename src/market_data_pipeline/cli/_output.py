@@ -1,0 +1,247 @@
+"""What the reading commands share: options, times, tables for people and lines for machines."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, TypeVar
+
+import typer
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from market_data_core.config import Settings
+
+T = TypeVar("T")
+
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option("--config", "-c", help="Configuration; default ./configs/streaming.yaml."),
+]
+_PLAIN_WIDTH = 240
+_LINES_PER_WRITE = 500
+
+
+def load_settings(config: Path | None) -> Settings:
+    """The settings, with warnings and errors alone in the log so that output stays clean.
+
+    Raises:
+        ConfigError: the file is wrong.
+    """
+    from market_data_core.config import load_config
+    from market_data_pipeline.telemetry import configure_logging
+
+    configure_logging("WARNING")
+    return load_config(config)
+
+
+def run_async(work: Coroutine[Any, Any, T]) -> T:
+    """The result of `work`; Ctrl-C ends the command with code 0."""
+    try:
+        return asyncio.run(work)
+    except KeyboardInterrupt:
+        raise typer.Exit(0) from None
+
+
+def parse_when(text: str | None, option: str) -> int | None:
+    """UTC nanoseconds of an ISO 8601 time or date, None for none.
+
+    Raises:
+        UsageError: `text` is neither.
+    """
+    from market_data_core.errors import RejectedError, UsageError
+    from market_data_core.events import parse_ts
+
+    if text is None:
+        return None
+    try:
+        return parse_ts(text)
+    except RejectedError as error:
+        msg = f"{option} {text!r}: {error}; write 2025-10-24 or 2025-10-24T14:02:00Z (UTC)"
+        raise UsageError(msg) from error
+
+
+def parse_range(from_: str | None, to: str | None) -> tuple[int | None, int | None]:
+    """The options ``--from`` and ``--to`` (exclusive) in UTC nanoseconds.
+
+    Raises:
+        UsageError: one is not a time, or there is nothing between them.
+    """
+    from market_data_core.errors import UsageError
+
+    start, end = parse_when(from_, "--from"), parse_when(to, "--to")
+    if start is not None and end is not None and start >= end:
+        msg = f"--from {from_!r} is not before --to {to!r}, which is exclusive"
+        raise UsageError(msg)
+    return start, end
+
+
+def check_limit(limit: int | None) -> None:
+    """Refuse a limit that is not positive.
+
+    Raises:
+        UsageError: it is not.
+    """
+    from market_data_core.errors import UsageError
+
+    if limit is not None and limit < 1:
+        msg = f"--limit {limit} must be 1 or more"
+        raise UsageError(msg)
+
+
+def canonical(interval: str | None) -> str | None:
+    """The one spelling of an interval, None for none.
+
+    Raises:
+        UsageError: it is not an interval.
+    """
+    from market_data_core.intervals import canonical_interval
+
+    return None if interval is None else canonical_interval(interval)
+
+
+def show_table(
+    columns: Sequence[str],
+    rows: Iterable[Sequence[object]],
+    title: str = "",
+    right: Sequence[str] = (),
+    output: Path | None = None,
+) -> None:
+    """A table for people: as wide as the terminal, elsewhere plain and wide.
+
+    Args:
+        columns: headings.
+        rows: cells; None stands for no value.
+        title: a line above.
+        right: columns of numbers.
+        output: a file instead of standard output.
+
+    Raises:
+        UsageError: the file cannot be written.
+    """
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in columns:
+        table.add_column(name, justify="right" if name in right else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(cell_text(value)) for value in row))
+
+    console = Console(highlight=False, width=None if _on_terminal(output) else _PLAIN_WIDTH)
+    if output is None:
+        console.print(table)
+        return
+    with console.capture() as shown:
+        console.print(table)
+    to_file_or_stdout(lambda file: file.write(shown.get().encode()), output)
+
+
+def _on_terminal(output: Path | None) -> bool:
+    return output is None and sys.stdout.isatty()
+
+
+def cell_text(value: object) -> str:
+    """A value as people read it: prices without the noise of their last binary digits."""
+    if value is None:
+        return ""
+    return f"{value:.12g}" if isinstance(value, float) else str(value)
+
+
+def with_iso_times(frame: pl.DataFrame) -> pl.DataFrame:
+    """`frame` with every time as ISO 8601 UTC text: six fractional digits, nine where needed."""
+    import polars as pl
+
+    moments = [name for name, kind in frame.schema.items() if isinstance(kind, pl.Datetime)]
+    return frame.with_columns(
+        pl.when(pl.col(name).dt.nanosecond() % 1000 == 0)
+        .then(pl.col(name).dt.strftime("%Y-%m-%dT%H:%M:%S%.6fZ"))
+        .otherwise(pl.col(name).dt.strftime("%Y-%m-%dT%H:%M:%S%.9fZ"))
+        .alias(name)
+        for name in moments
+    )
+
+
+def write_frame(frame: pl.DataFrame, form: str, output: Path | None) -> None:
+    """`frame` as csv, json (an array of objects) or parquet, to a file or standard output.
+
+    Raises:
+        UsageError: the file cannot be written, or parquet would go to a terminal.
+    """
+    from market_data_core.errors import UsageError
+
+    if form == "parquet" and output is None and sys.stdout.isatty():
+        msg = "parquet is binary; name a file with --output, or send standard output to one"
+        raise UsageError(msg)
+
+    def write(file: BinaryIO) -> None:
+        if form == "parquet":
+            frame.write_parquet(file)
+            return
+        shown = with_iso_times(frame)
+        if form == "csv":
+            shown.write_csv(file)
+        else:
+            file.write((shown.write_json() + "\n").encode())
+
+    to_file_or_stdout(write, output)
+
+
+def to_file_or_stdout(write: Callable[[BinaryIO], object], output: Path | None) -> None:
+    """Call `write` with the file at `output`, or with standard output.
+
+    Raises:
+        UsageError: the file cannot be written.
+    """
+    from market_data_core.errors import UsageError
+
+    if output is None:
+        sys.stdout.flush()
+        write(sys.stdout.buffer)
+        sys.stdout.buffer.flush()
+        return
+    try:
+        with output.open("wb") as file:
+            write(file)
+    except OSError as error:
+        msg = f"--output {output} cannot be written: {error.strerror or error}"
+        raise UsageError(msg) from error
+
+
+def write_lines(lines: Iterable[bytes]) -> None:
+    """Lines to standard output, flushed; the command ends quietly if nobody reads any more."""
+    out = sys.stdout.buffer
+    try:
+        for i, line in enumerate(lines, 1):
+            out.write(line + b"\n")
+            if i % _LINES_PER_WRITE == 0:
+                out.flush()
+        out.flush()
+    except BrokenPipeError:
+        # what is still in the buffer would raise again when the interpreter ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit(0) from None
+
+
+def write_rows(rows: Sequence[Mapping[str, object]], columns: Sequence[str], form: str) -> None:
+    """Rows as json (an array of objects) or csv with a header, to standard output."""
+    if form == "json":
+        import msgspec
+
+        body = b",\n ".join(msgspec.json.encode(row) for row in rows)
+        write_lines([b"[" + body + b"]"])
+        return
+    import csv
+    import io
+
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows([row[name] for name in columns] for row in rows)
+    write_lines([buffer.getvalue().removesuffix("\n").encode()])

@@ -1,0 +1,241 @@
+"""``mdp doctor``: is everything there that a run needs, and in order."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import typer
+
+from market_data_core.errors import MdpError
+from market_data_pipeline.cli import _output
+
+if TYPE_CHECKING:
+    from market_data_core.config import Settings
+    from market_data_core.contracts.bus import Bus
+
+State = Literal["ok", "warn", "fail"]
+
+_PYTHON_MIN = (3, 11)
+_SQLITE_MIN = (3, 35)
+_PACKAGES = (
+    "msgspec", "numpy", "polars", "prometheus_client", "pydantic", "rich", "structlog", "xxhash",
+    "yaml",
+)  # fmt: skip
+_FREE_WARN, _FREE_FAIL = 2 << 30, 100 << 20
+_MEMORY_WARN = 1 << 30
+_YEARS = range(2024, 2100)
+
+
+@dataclass(frozen=True, slots=True)
+class _Check:
+    """One line of the diagnosis; `text` says what was found, and what to do about it."""
+
+    name: str
+    state: State
+    text: str
+
+
+def doctor(config: _output.ConfigOption = None) -> None:
+    """Check the machine, the configuration, bus and store; no file is created.
+
+    Fails if any check fails.
+    """
+    failed = 0
+    for check in _checks(config):
+        typer.echo(f"{check.state:<5} {check.name:<14} {check.text}")
+        failed += check.state == "fail"
+    if failed:
+        raise typer.Exit(1)
+
+
+def _checks(config: Path | None) -> Iterator[_Check]:
+    yield _python()
+    yield from _packages()
+    yield _clock()
+    yield from _machine()
+    try:
+        settings = _output.load_settings(config)
+    except MdpError as error:
+        yield _Check("configuration", "fail", str(error))
+        return
+    uri = settings.redacted()["store"]["uri"]
+    yield _Check("configuration", "ok", f"bus {settings.bus.type}, store {uri}")
+    yield from _folders(settings)
+    yield _port(settings)
+    yield from _output.run_async(_backends(settings))
+
+
+def _python() -> _Check:
+    found = ".".join(map(str, sys.version_info[:3]))
+    if sys.version_info[:2] < _PYTHON_MIN:
+        return _Check("python", "fail", f"{found}; install 3.11 or newer")
+    return _Check("python", "ok", found)
+
+
+def _packages() -> Iterator[_Check]:
+    import importlib
+
+    broken = []
+    for name in _PACKAGES:
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            broken.append(f"{name} ({error})")
+    if broken:
+        text = f"cannot be imported: {', '.join(broken)}; install the package again"
+        yield _Check("packages", "fail", text)
+    else:
+        yield _Check("packages", "ok", f"all {len(_PACKAGES)} can be imported")
+    # by name: SQL databases are the business of bus and store, this only asks for the version
+    version: tuple[int, ...] = importlib.import_module("sqlite3").sqlite_version_info
+    text = ".".join(map(str, version))
+    if version < _SQLITE_MIN:
+        yield _Check("sqlite", "fail", f"{text}; a Python with SQLite 3.35 or newer is needed")
+    else:
+        yield _Check("sqlite", "ok", text)
+
+
+def _clock() -> _Check:
+    from datetime import UTC, datetime
+
+    now = datetime.now(UTC)
+    if now.year not in _YEARS:
+        return _Check("clock", "fail", f"{now:%Y-%m-%d} cannot be; set the machine's clock")
+    return _Check("clock", "ok", f"{now:%Y-%m-%dT%H:%M:%SZ}")
+
+
+def _machine() -> Iterator[_Check]:
+    import os
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    yield _Check("cpu", "ok", f"{cores} cores")
+    try:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError, AttributeError):
+        yield _Check("memory", "warn", "cannot be told on this system")
+        return
+    if memory < _MEMORY_WARN:
+        yield _Check("memory", "warn", f"{_size(memory)}; 1 GB or more is advisable")
+    else:
+        yield _Check("memory", "ok", _size(memory))
+
+
+def _folders(settings: Settings) -> Iterator[_Check]:
+    """Folders that the embedded backends write to, and the space there."""
+    import os
+    import shutil
+
+    from market_data_pipeline.backends import store_file
+
+    file = store_file(settings)
+    folders = {file.parent} if file is not None else set()
+    if settings.bus.type == "embedded":
+        folders.add(Path(settings.bus.embedded.path))
+    for folder in sorted(folders):
+        there = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+        if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+            text = f"{folder} cannot be written; change its permissions, or set MDP_HOME"
+            yield _Check("folder", "fail", text)
+            continue
+        yield _Check("folder", "ok", f"{folder}{'' if there == folder else ' (not yet made)'}")
+        free = shutil.disk_usage(there).free
+        state: State = "fail" if free < _FREE_FAIL else "warn" if free < _FREE_WARN else "ok"
+        advice = "" if state == "ok" else "; make room, or lower bus.retention"
+        yield _Check("disk", state, f"{_size(free)} free at {there}{advice}")
+
+
+def _port(settings: Settings) -> _Check:
+    import socket
+
+    host, port = settings.telemetry.metrics_host, settings.telemetry.metrics_port
+    if not port:
+        return _Check("metrics port", "ok", "metrics are not served")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            text = f"{host}:{port}: {error.strerror or error}; the next free port will be used"
+            return _Check("metrics port", "warn", text)
+    return _Check("metrics port", "ok", f"{host}:{port} is free")
+
+
+async def _backends(settings: Settings) -> list[_Check]:
+    bus = await _guarded("bus", lambda: _bus(settings))
+    store = await _guarded("store", lambda: _store(settings))
+    return [*bus, *store]
+
+
+async def _guarded(name: str, check: Callable[[], Awaitable[list[_Check]]]) -> list[_Check]:
+    try:
+        return await check()
+    except MdpError as error:
+        return [_Check(name, "fail", str(error))]
+
+
+async def _bus(settings: Settings) -> list[_Check]:
+    from market_data_pipeline.backends import open_bus
+
+    bus = open_bus(settings)
+    try:
+        topics = await bus.topics()
+        if not topics:
+            return [_Check("bus", "ok", "no topics yet")]
+        for topic in topics:
+            for number in range(topic.partitions):
+                await _ends(bus, topic.name, number)
+        names = ", ".join(topic.name for topic in topics[:5])
+        more = f" and {len(topics) - 5} more" if len(topics) > 5 else ""
+        return [_Check("bus", "ok", f"{len(topics)} topics can be read: {names}{more}")]
+    finally:
+        await bus.close()
+
+
+async def _ends(bus: Bus, topic: str, partition: int) -> None:
+    """Read the first and the last record of a partition; mdp verify reads all the others.
+
+    Raises:
+        MdpError: they cannot be read, or are not what was written.
+    """
+    import zlib
+
+    bounds = await bus.bounds(topic, partition)
+    for offset in {bounds.first, bounds.next - 1} if bounds.next > bounds.first else ():
+        record = (await bus.poll(topic, {partition: offset}, 1, 0))[partition][0]
+        if zlib.crc32(record.payload) != record.checksum:
+            msg = (
+                f"{topic}, partition {partition}, record {offset} is not what was written; "
+                "restore the topic from a backup"
+            )
+            raise MdpError(msg)
+
+
+async def _store(settings: Settings) -> list[_Check]:
+    from market_data_pipeline.backends import missing_store, open_store
+    from market_data_pipeline.cli.conservation import read_counts
+
+    if missing_store(settings):
+        return [_Check("store", "ok", "no store yet; the first run makes one")]
+    store = open_store(settings)
+    try:
+        await store.migrate()
+        terms = await read_counts(store, settings.bus.group)
+    finally:
+        await store.close()
+    found = [_Check("store", "ok", "opens, and its schema is this release's")]
+    broken = [f"{topic} {number}" for topic, number, counts in terms if not counts.holds()]
+    if broken:
+        text = f"does not hold for {', '.join(broken)}; run mdp conservation, then mdp verify"
+        found.append(_Check("conservation", "fail", text))
+    else:
+        found.append(_Check("conservation", "ok", f"holds for all {len(terms)} partitions"))
+    return found
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:,.1f} GB"

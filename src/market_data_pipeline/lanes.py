@@ -1,0 +1,153 @@
+"""Lanes: each carries one recording, beside the live topic and with positions of its own."""
+
+from __future__ import annotations
+
+import asyncio
+from hashlib import sha256
+from typing import TYPE_CHECKING
+
+import structlog
+
+from market_data_core.contracts.provider import Recording
+from market_data_core.contracts.store import Claim, PartitionKey, WriteCounts
+from market_data_core.errors import TransientError
+from market_data_core.intervals import NS_PER_MS, NS_PER_S
+from market_data_core.records import TopicInfo
+from market_data_pipeline.assembly import Assembly, Summary
+from market_data_pipeline.windows.checkpoint import Counts, decode_checkpoint
+
+if TYPE_CHECKING:
+    from market_data_pipeline.providers.recording import FileRecording
+
+log = structlog.get_logger("lanes")
+
+_LANES = "@lanes"
+_RETRY_S = 0.2
+
+
+class Lanes:
+    """Carries recordings through the windows, one at a time on a store.
+
+    Args:
+        parts: what to carry them with.
+    """
+
+    def __init__(self, parts: Assembly) -> None:
+        self._parts = parts
+
+    async def record(self, recording: FileRecording, stop: asyncio.Event) -> Summary:
+        """Carry one recording from its first event to its last bar; resumes where it stood.
+
+        One recording at a time works on a store: a second one waits.
+        """
+        from market_data_pipeline.providers.recording import OutOfOrder
+
+        guard = await self._claim_lanes(stop)
+        if guard is None:
+            return Summary("", Counts(), WriteCounts(), 0.0)
+        keeping = asyncio.create_task(self._keep(guard))
+        try:
+            try:
+                return await self._lane(recording, guard, stop)
+            except OutOfOrder as error:
+                self._parts.progress.note = f"{error}; sorting"
+                await self._abandon(self._lane_topic(recording))
+                return await self._lane(recording.presorted(), guard, stop)
+        finally:
+            keeping.cancel()
+            await asyncio.gather(keeping, return_exceptions=True)
+            await self._parts.store.leave(guard.key.group, guard.key.topic, self._parts.member)
+
+    async def _lane(self, recording: Recording, guard: Claim, stop: asyncio.Event) -> Summary:
+        topic, bus = self._lane_topic(recording), self._parts.settings.bus
+        lane = topic.removeprefix(f"{bus.events_topic}.")
+        done = await self._finished(topic)
+        if done:
+            return done
+        bars_topic = f"{bus.bars_topic}.{lane}"
+        await self._parts.result_topics(bars_topic)
+        info = await self._parts.bus.create_topic(topic, bus.partitions)
+        batcher = self._parts.batcher(info, bars_topic, live=False, guard=guard)
+        feeding = asyncio.create_task(self._feed(recording, info, stop))
+        working = asyncio.create_task(self._parts.work(batcher, info, stop, 0.0))
+        try:
+            await asyncio.wait({feeding, working}, return_when=asyncio.FIRST_COMPLETED)
+            if feeding.done():
+                feeding.result()  # a recording that cannot be read ends the run
+            summary = await working
+            await feeding
+        finally:
+            for task in (feeding, working):
+                task.cancel()
+            await asyncio.gather(feeding, working, return_exceptions=True)
+        return summary
+
+    def _lane_topic(self, recording: Recording) -> str:
+        """The lane's topic: the same inputs cut into the same windows are the same lane."""
+        bus = self._parts.settings.bus
+        words = repr((recording.lane, self._parts.spec, bus.partitions))
+        return f"{bus.events_topic}.{sha256(words.encode()).hexdigest()[:16]}"
+
+    async def _finished(self, topic: str) -> Summary | None:
+        """The summary of a lane that is complete; a lane whose log is gone begins anew."""
+        group = self._parts.settings.bus.group
+        rows = await self._parts.store.status(group, topic)
+        info = await self._parts.bus.find_topic(topic)
+        checkpoints = [decode_checkpoint(r.checkpoint) for r in rows if r.checkpoint]
+        if not checkpoints:
+            return None
+        if info is None or any(c.log_id != info.log_id for c in checkpoints):
+            log.warning("the lane's log is gone; it is read again from the start", topic=topic)
+            await self._abandon(topic)
+            return None
+        if len(checkpoints) < info.partitions or not all(c.ended for c in checkpoints):
+            return None
+        counts, written = Counts(), WriteCounts()
+        for checkpoint in checkpoints:
+            counts.add(checkpoint.counts)
+            written.unchanged += checkpoint.bars
+        return Summary(topic, counts, written, 0.0, repeated=True)
+
+    async def _abandon(self, topic: str) -> None:
+        await self._parts.store.forget(self._parts.settings.bus.group, topic)
+        await self._parts.bus.drop_topic(topic)
+
+    async def _feed(self, recording: Recording, info: TopicInfo, stop: asyncio.Event) -> None:
+        bounds = [await self._parts.bus.bounds(info.name, p) for p in range(info.partitions)]
+        producer = self._parts.producer(info, "", sources=[b.source for b in bounds])
+        items = recording.read()
+        coming = asyncio.ensure_future(asyncio.to_thread(next, items, None))
+        while not stop.is_set():
+            item = await coming
+            if item is None:
+                await producer.end()
+                return
+            coming = asyncio.ensure_future(asyncio.to_thread(next, items, None))  # read ahead
+            producer.add(item)
+            if producer.full:
+                await producer.flush()
+                self._parts.produced(producer)
+
+    async def _claim_lanes(self, stop: asyncio.Event) -> Claim | None:
+        lease_ns = self._parts.settings.micro_batch.lease_ms * NS_PER_MS
+        key = PartitionKey(self._parts.settings.bus.group, _LANES, 0)
+        while not stop.is_set():
+            claim = await self._parts.store.claim(key, self._parts.member, lease_ns)
+            if claim:
+                self._parts.progress.note = ""
+                return claim
+            self._parts.progress.note = "waiting for another recording to finish"
+            await asyncio.sleep(_RETRY_S)
+        return None
+
+    async def _keep(self, guard: Claim) -> None:
+        lease_ns = self._parts.settings.micro_batch.lease_ms * NS_PER_MS
+        owned = {guard.key.partition: guard.token}
+        while True:
+            try:
+                await self._parts.store.heartbeat(
+                    guard.key.group, guard.key.topic, self._parts.member, lease_ns, owned
+                )
+            except TransientError as error:
+                log.warning("heartbeat missed", error=str(error))
+            await asyncio.sleep(lease_ns / NS_PER_S / 6)

@@ -1,0 +1,263 @@
+"""What must hold of a deployment once all is quiet, derived from the log alone.
+
+The bus's files are read back item by item, the reference implementation decides what every event
+must have become, and store, checkpoints, ledger and published bars are held against that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+from market_data_core.bars import BarBatch
+from market_data_core.deadletters import DeadLetter, decode_letters
+from market_data_core.errors import RejectedError
+from market_data_core.events import BatchBuilder, EventBatch, Rejected, StreamEvent, parse_ts
+from market_data_core.intervals import NS_PER_MS, parse_interval
+from market_data_core.records import Mark, Record
+from market_data_core.testing.oracle import (
+    LogItem,
+    OracleBar,
+    OracleEvent,
+    ReferenceRun,
+    batch_bars,
+    combined,
+    oracle_events,
+    reference_run,
+)
+from market_data_pipeline.bus import codec
+from market_data_pipeline.bus.embedded import EmbeddedBus
+from market_data_pipeline.windows.checkpoint import Checkpoint, Counts, decode_checkpoint
+from tests.faults.lab import ALLOW_LATE_MS, BASE_MS, EVENTS, HORIZON_MS, LETTERS, Lab
+
+StoredKey = tuple[str, str, str, int]
+"""provider, symbol, interval, start of the window (UTC ns)."""
+_POLL_BYTES = 1 << 26
+_VALUES = "open, high, low, close, volume, vwap, trade_count"
+
+
+@dataclass(frozen=True)
+class Topic:
+    """A topic read to its end: the records of each partition, and the log's own count of events."""
+
+    name: str
+    records: list[list[Record]]
+    received: list[int]
+
+
+def read_topic(lab: Lab, name: str) -> Topic:
+    """All that a topic holds."""
+    return asyncio.run(_read_topic(lab, name))
+
+
+async def _read_topic(lab: Lab, name: str) -> Topic:
+    bus = EmbeddedBus(lab.home / "bus")
+    try:
+        info = await bus.find_topic(name)
+        if info is None:
+            return Topic(name, [], [])
+        records: list[list[Record]] = []
+        received = []
+        for partition in range(info.partitions):
+            bounds = await bus.bounds(name, partition)
+            found: list[Record] = []
+            position = bounds.first
+            while position < bounds.next:
+                polled = await bus.poll(name, {partition: position}, _POLL_BYTES, 0)
+                found += polled[partition]
+                position = found[-1].offset + 1
+            records.append(found)
+            received.append(bounds.received)
+        return Topic(name, records, received)
+    finally:
+        await bus.close()
+
+
+def topic_names(lab: Lab) -> list[str]:
+    """The topics that there are."""
+    return sorted(path.stem for path in (lab.home / "bus").glob("*.db"))
+
+
+def lane_topics(lab: Lab) -> list[str]:
+    """The topics of recordings."""
+    return [name for name in topic_names(lab) if name.startswith(f"{EVENTS}.")]
+
+
+def log_items(records: list[Record]) -> Iterator[LogItem]:
+    """The log as the reference implementation wants it, one event after the other."""
+    for record in records:
+        try:
+            item = codec.decode(record.payload)
+        except RejectedError as error:
+            item = Rejected(error.reason, str(error), record.payload)
+        if isinstance(item, StreamEvent):
+            yield _single(item, record)
+        elif isinstance(item, EventBatch):
+            yield from oracle_events(item)
+        else:
+            yield item
+
+
+def _single(event: StreamEvent, record: Record) -> LogItem:
+    builder = BatchBuilder()
+    builder.add(event, record.append_ts)
+    return oracle_events(builder.build()[0][0])[0]
+
+
+def query(path: Path, sql: str) -> list[tuple[object, ...]]:
+    """Rows of one of the deployment's files."""
+    with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as db:
+        return db.execute(sql).fetchall()
+
+
+def stored_bars(lab: Lab) -> dict[StoredKey, OracleBar]:
+    """The store's rows; a key can be there only once, which the table's size confirms."""
+    rows = query(
+        lab.store_file, f"SELECT provider, symbol, interval, ts, {_VALUES} FROM bars_ohlcv"
+    )
+    found = {(str(p), str(s), str(i), int(str(t))): OracleBar(*v) for p, s, i, t, *v in rows}  # type: ignore[arg-type]
+    assert len(found) == len(rows), "duplicate rows"
+    return found
+
+
+def checkpoints(lab: Lab, topic: str) -> dict[int, Checkpoint]:
+    """Each partition's place."""
+    rows = query(
+        lab.store_file,
+        f"SELECT partition, checkpoint FROM partitions WHERE topic = '{topic}' "
+        "AND checkpoint IS NOT NULL",
+    )
+    return {int(str(p)): decode_checkpoint(c) for p, c in rows if isinstance(c, bytes)}
+
+
+def total_counts(lab: Lab, topic: str) -> Counts:
+    """The terms of a topic's conservation equation."""
+    total = Counts()
+    for checkpoint in checkpoints(lab, topic).values():
+        total.add(checkpoint.counts)
+    return total
+
+
+def dead_letters(lab: Lab) -> list[DeadLetter]:
+    """Everything in the dead-letter topic."""
+    topic = read_topic(lab, LETTERS)
+    records = [record for partition in topic.records for record in partition]
+    return [letter for record in records for letter in decode_letters(record.payload)]
+
+
+def expected_run(lab: Lab, name: str) -> ReferenceRun:
+    """What the topic's log, up to where it was counted, must have led to.
+
+    Requires that the counts in the checkpoints are the log's own and that no event is unread.
+    """
+    topic, places = read_topic(lab, name), checkpoints(lab, name)
+    runs = []
+    for partition, records in enumerate(topic.records):
+        counted = places[partition].counted if partition in places else 0
+        assert all(r.count == 0 for r in records if r.offset >= counted), "events are unread"
+        assert sum(r.count for r in records) == topic.received[partition]
+        items = list(log_items([r for r in records if r.offset < counted]))
+        base, late, horizon = (ms * NS_PER_MS for ms in (BASE_MS, ALLOW_LATE_MS, HORIZON_MS))
+        run = reference_run(items, base, late, horizon)
+        if partition in places:
+            assert places[partition].counts.received == topic.received[partition]
+        runs.append(run)
+    return combined(runs)
+
+
+def check_topic(lab: Lab, name: str) -> dict[StoredKey, OracleBar]:
+    """Check counts and ledger of a topic; returns the bars that it must have given."""
+    run = expected_run(lab, name)
+    counts = total_counts(lab, name)
+    assert run.counts.balanced
+    assert counts.holds(), counts
+    found = (counts.received, counts.stored, counts.open, counts.deduplicated, counts.late)
+    wanted = run.counts
+    assert found == (wanted.received, wanted.stored, wanted.open, wanted.deduplicated, wanted.late)
+    assert counts.dead_lettered == wanted.dead_lettered
+    assert counts.lost == 0
+    letters = [letter for letter in dead_letters(lab) if letter.topic == name]
+    _check_ledger(lab, name, run, letters)
+    return _bars_of(lab, name, letters)
+
+
+def _check_ledger(lab: Lab, name: str, run: ReferenceRun, letters: list[DeadLetter]) -> None:
+    """Every late, contradictory or unusable input is there once, and nothing else is."""
+    late = Counter(_event(letter).key for letter in letters if letter.reason == "late")
+    assert late == Counter(event.key for event in run.late)
+    conflicts = Counter(_event(x) for x in letters if x.reason == "id_conflict")
+    assert conflicts == Counter(run.conflicts)
+    rest = Counter(x.original for x in letters if x.reason not in ("late", "id_conflict"))
+    items = (log_items(records) for records in read_topic(lab, name).records)
+    wanted = Counter(x.original for part in items for x in part if isinstance(x, Rejected))
+    assert rest == wanted
+
+
+def _event(letter: DeadLetter) -> OracleEvent:
+    e = codec.decode(letter.original)
+    assert isinstance(e, StreamEvent)
+    values = (e.o, e.h, e.l, e.c, e.v)
+    return OracleEvent(e.provider, e.symbol, parse_ts(e.src_ts), e.seq, *values)
+
+
+def _bars_of(lab: Lab, name: str, letters: list[DeadLetter]) -> dict[StoredKey, OracleBar]:
+    """A plain batch computation over the log less the ledger, for every closed window."""
+    aside = Counter(_event(x) for x in letters if x.reason in ("late", "id_conflict"))
+    places = checkpoints(lab, name)
+    bars: dict[StoredKey, OracleBar] = {}
+    for partition, records in enumerate(read_topic(lab, name).records):
+        events = [item for item in log_items(records) if isinstance(item, OracleEvent)]
+        kept = []
+        for event in reversed(events):  # of equal copies the later ones were set aside
+            if aside[event] > 0:
+                aside[event] -= 1
+            else:
+                kept.append(event)
+        closed = {s.provider: s.closed for s in places[partition].streams} if places else {}
+        for window in lab.windows:
+            length = parse_interval(window)
+            for (provider, symbol, ts), bar in batch_bars(reversed(kept), length).items():
+                if ts + length <= closed[provider]:
+                    bars[provider, symbol, window, ts] = bar
+    return bars
+
+
+def check_published(lab: Lab, topics: list[str]) -> None:
+    """The outbox is empty, and the latest version of every published bar is the stored one."""
+    assert query(lab.store_file, "SELECT count(*) FROM outbox") == [(0,)]
+    latest: dict[StoredKey, tuple[int, OracleBar]] = {}
+    for name in topics:
+        for record in (r for part in read_topic(lab, name).records for r in part):
+            batch, version = BarBatch.decode(record.payload)
+            for key, bar in _rows(batch):
+                known = latest.get(key)
+                assert known is None or known[0] != version, f"published twice: {key}"
+                if known is None or known[0] < version:
+                    latest[key] = version, bar
+    published = {key: bar for key, (_, bar) in latest.items()}
+    assert published == stored_bars(lab)
+
+
+def _rows(batch: BarBatch) -> Iterator[tuple[StoredKey, OracleBar]]:
+    columns = (batch.open, batch.high, batch.low, batch.close, batch.volume)
+    values = [column.tolist() for column in columns]
+    rows = zip(*values, batch.vwap_column(), batch.trade_count.tolist(), strict=True)
+    keys = zip(batch.symbol_column(), batch.ts.tolist(), strict=True)
+    for (symbol, ts), row in zip(keys, rows, strict=True):
+        yield (batch.provider, symbol, batch.interval, ts), OracleBar(*row)
+
+
+def check_files(lab: Lab) -> None:
+    """Every file is a sound database."""
+    for path in (lab.store_file, *(lab.home / "bus").glob("*.db")):
+        assert query(path, "PRAGMA integrity_check") == [("ok",)], path
+
+
+def is_mark(item: LogItem, kind: str) -> bool:
+    """Whether a log's item is a mark of that kind."""
+    return isinstance(item, Mark) and item.kind == kind

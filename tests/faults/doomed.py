@@ -1,0 +1,69 @@
+"""``mdp`` that kills itself at a chosen write boundary of the bus or the store.
+
+``MDP_DOOM=store:COMMIT:after:3`` means: right after the third COMMIT on a store's connection,
+kill -9. The first word is ``store``, a topic's name, or ``bus`` for any topic; the second one is
+how the statement begins; the third one ``before`` or ``after``.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sqlite3
+import threading
+from pathlib import Path
+from typing import Any
+
+
+class _Doom:
+    """Counts statements, and acts on the one that was named."""
+
+    def __init__(self, text: str) -> None:
+        self.place, self.verb, self.when, count = text.split(":")
+        self._left = int(count)
+        self._counting = threading.Lock()
+
+    def strike(self, path: Path, statement: str, when: str) -> None:
+        """Die if this is the statement."""
+        place = "store" if path.name == "store.db" else path.name.removesuffix(".db")
+        named = self.place == place or (self.place == "bus" and place != "store")
+        if not named or when != self.when or not statement.lstrip().startswith(self.verb):
+            return
+        with self._counting:
+            self._left -= 1
+            if self._left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+
+def main() -> None:
+    """Run the command line under the doom that the environment names."""
+    from market_data_pipeline.cli import main as mdp
+
+    doom = _Doom(os.environ["MDP_DOOM"])
+
+    class Doomed(sqlite3.Connection):
+        """A connection whose statements are counted."""
+
+        def __init__(self, database: Any, *args: Any, **options: Any) -> None:
+            self._path = Path(database)
+            super().__init__(database, *args, **options)
+
+        def execute(self, sql: str, parameters: Any = (), /) -> sqlite3.Cursor:
+            doom.strike(self._path, sql, "before")
+            cursor = super().execute(sql, parameters)
+            doom.strike(self._path, sql, "after")
+            return cursor
+
+        def executemany(self, sql: str, parameters: Any, /) -> sqlite3.Cursor:
+            doom.strike(self._path, sql, "before")
+            cursor = super().executemany(sql, parameters)
+            doom.strike(self._path, sql, "after")
+            return cursor
+
+    connect = sqlite3.connect
+
+    def doomed_connect(database: Any, **options: Any) -> sqlite3.Connection:
+        return connect(database, factory=Doomed, **options)
+
+    sqlite3.connect = doomed_connect  # type: ignore[assignment]
+    mdp()

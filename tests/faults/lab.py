@@ -1,0 +1,183 @@
+"""A deployment in a folder of its own, and real processes that work, die and stand still on it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+EVENTS, BARS, LETTERS = "mdp.events", "mdp.bars", "mdp.dlq"
+BASE_MS, ALLOW_LATE_MS, HORIZON_MS = 2_000, 500, 5_000
+WINDOWS = ("2s", "10s")
+_MDP = "from market_data_pipeline.cli import main; main()"
+_DOOMED = "from tests.faults.doomed import main; main()"
+_PAUSE_S = 0.01
+
+
+def wait_until(holds: Callable[[], object], what: str, seconds: float = 30.0) -> None:
+    """Poll until `holds` gives something true.
+
+    Raises:
+        AssertionError: it did not within `seconds`.
+    """
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline, f"waited {seconds} s in vain: {what}"
+        time.sleep(_PAUSE_S)
+
+
+@dataclass
+class Worker:
+    """A process of ours; its output is in `log`."""
+
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    @property
+    def alive(self) -> bool:
+        return self.process.poll() is None
+
+    @property
+    def output(self) -> str:
+        return self.log.read_text(errors="replace")
+
+    def signal(self, number: signal.Signals) -> None:
+        self.process.send_signal(number)
+
+    def kill(self) -> bool:
+        """kill -9; whether it hit a live process."""
+        self.process.send_signal(signal.SIGKILL)
+        return self.process.wait(10) == -signal.SIGKILL
+
+    def wait(self, seconds: float = 60.0) -> int:
+        """Its exit code."""
+        try:
+            return self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"still running after {seconds} s:\n{self.output}") from None
+
+    def stop(self, number: signal.Signals = signal.SIGINT) -> None:
+        """Ask it to end, and require that it ends well."""
+        self.signal(number)
+        code = self.wait()
+        assert code == 0, f"exit code {code} after {number.name}:\n{self.output}"
+        assert "Traceback" not in self.output, self.output
+
+
+@dataclass
+class Lab:
+    """One deployment: configuration, bus and store under `path`.
+
+    Attributes:
+        path: the folder.
+        micro_batch: settings other than the lab's own.
+        bus: likewise.
+        synthetic: likewise.
+        windows: the configured windows.
+    """
+
+    path: Path
+    micro_batch: Mapping[str, object] = field(default_factory=dict)
+    bus: Mapping[str, object] = field(default_factory=dict)
+    synthetic: Mapping[str, object] = field(default_factory=dict)
+    windows: tuple[str, ...] = WINDOWS
+    workers: list[Worker] = field(default_factory=list)
+
+    @property
+    def home(self) -> Path:
+        return self.path / "home"
+
+    @property
+    def store_file(self) -> Path:
+        return self.home / "store.db"
+
+    def topic_file(self, topic: str) -> Path:
+        return self.home / "bus" / f"{topic}.db"
+
+    def config(self, **synthetic: object) -> Path:
+        """Write the configuration; `synthetic` changes the feed's settings."""
+        settings = {
+            "version": 1,
+            "bus": {"partitions": 4, "linger_ms": 1, **self.bus},
+            "producers": {"synthetic": {"enabled": True, **self.synthetic, **synthetic}},
+            "micro_batch": {
+                "windows": list(self.windows),
+                "allow_late_ms": ALLOW_LATE_MS,
+                "revise_horizon_ms": HORIZON_MS,
+                "max_future_ms": 1_000,
+                "lease_ms": 500,
+                "commit_interval_ms": 50,
+                "flush_timeout_ms": 300,
+                **self.micro_batch,
+            },
+            "telemetry": {"metrics_port": 0, "log_level": "WARNING"},
+        }
+        self.path.mkdir(parents=True, exist_ok=True)
+        path = self.path / f"config{len(self.workers)}.yaml"
+        path.write_text(yaml.safe_dump(settings))
+        return path
+
+    def start(
+        self,
+        *arguments: str,
+        config: Path | None = None,
+        doom: str = "",
+        file_bytes_max: int | None = None,
+    ) -> Worker:
+        """Start ``mdp`` with `arguments` and the lab's configuration.
+
+        Args:
+            arguments: of the command line.
+            config: instead of the lab's own.
+            doom: where the process kills itself (see ``tests.faults.doomed``).
+            file_bytes_max: no file may grow beyond it.
+        """
+        command = [sys.executable, "-c", _DOOMED if doom else _MDP, *arguments]
+        command += ["--config", str(config or self.config())]
+        if file_bytes_max is not None:
+            command = ["prlimit", f"--fsize={file_bytes_max}:unlimited", *command]
+        path = [str(ROOT), os.environ.get("PYTHONPATH", "")]
+        environment = {
+            **os.environ,
+            "MDP_HOME": str(self.home),
+            "MDP_DOOM": doom,
+            "PYTHONPATH": os.pathsep.join(filter(None, path)),
+            "PYTHONUNBUFFERED": "1",
+        }
+        log = self.path / f"process{len(self.workers)}.log"
+        with log.open("wb") as out:
+            process = subprocess.Popen(
+                command,
+                cwd=self.path,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+            )
+        worker = Worker(process, log)
+        self.workers.append(worker)
+        return worker
+
+    def run(self, *arguments: str, code: int = 0, config: Path | None = None) -> str:
+        """Run ``mdp`` to its end, require the exit code, and give its output."""
+        worker = self.start(*arguments, config=config)
+        assert worker.wait() == code, worker.output
+        assert "Traceback" not in worker.output, worker.output
+        return worker.output
+
+    def close(self) -> None:
+        """End whatever still runs."""
+        for worker in self.workers:
+            if worker.alive:
+                with suppress(ProcessLookupError):
+                    worker.signal(signal.SIGKILL)
+                worker.process.wait(10)

@@ -1,0 +1,263 @@
+"""kill -9 at random moments and at chosen write boundaries, over run, produce and micro-batch.
+
+``MDP_FAULT_RUNS`` is the number of kills that must hit a live process. A failing test names the
+seed it drew everything from.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
+
+import msgspec
+import pytest
+
+from market_data_core.intervals import NS_PER_S
+from market_data_core.testing.oracle import OracleEvent
+from tests.faults import checks
+from tests.faults.lab import BARS, EVENTS, Lab, Worker, wait_until
+from tests.faults.recordings import START_NS, SYMBOLS, trades, write_recording
+
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(600)]
+
+_KILLS = int(os.environ.get("MDP_FAULT_RUNS", "6"))
+_KILLS_PER_STORM = 10
+_CODECS = ("columnar", "json", "msgpack")
+_BOUNDARIES = (
+    "store:BEGIN:after",
+    "store:INSERT INTO bars:after",
+    "store:UPDATE partitions:after",
+    "store:INSERT INTO outbox:after",
+    "store:COMMIT:before",
+    "store:COMMIT:after",
+    "store:DELETE FROM outbox:after",
+    "bus:BEGIN:after",
+    "bus:INSERT INTO log:after",
+    "bus:UPDATE heads:after",
+    "bus:COMMIT:before",
+    "bus:COMMIT:after",
+    "mdp.bars:COMMIT:after",
+    "mdp.dlq:COMMIT:before",
+)
+_STORE_COMMITS = 30
+
+
+def _storms(kills: int, first_seed: int) -> list[tuple[int, int]]:
+    """(seed, kills) of each storm."""
+    sizes = [_KILLS_PER_STORM] * (kills // _KILLS_PER_STORM)
+    rest = kills % _KILLS_PER_STORM
+    sizes += [rest] if rest else []
+    return [(first_seed + i, size) for i, size in enumerate(sizes)]
+
+
+def _doom(chance: random.Random) -> str:
+    """A write boundary, reached sooner or later."""
+    return f"{chance.choice(_BOUNDARIES)}:{int(2 ** chance.uniform(0, 5.5))}"
+
+
+@pytest.mark.parametrize(("seed", "kills"), _storms((_KILLS + 2) // 3, 1_000))
+def test_run(
+    seed: int,
+    kills: int,
+    make_lab: Callable[..., Lab],
+    record_property: Callable[[str, object], None],
+) -> None:
+    """A recording that is carried in any number of attempts is carried exactly once."""
+    chance = random.Random(seed)
+    codec = chance.choice(_CODECS)
+    lab = make_lab(micro_batch={"max_batch_size": 500}, bus={"codec": codec})
+    hits, number = 0, 0
+    while hits < kills:
+        number += 1
+        name = f"rec{number}"
+        file = lab.path / f"{name}.ndjson"
+        lines = write_recording(file, seed, trades(seed + number, 20_000, 120, provider=name))
+        known = set(checks.lane_topics(lab))
+        hits += _carry(lab, ["run", str(file), "--as", name], chance, kills - hits)
+        (topic,) = set(checks.lane_topics(lab)) - known
+        log = checks.read_topic(lab, topic)
+        assert sum(log.received) == lines
+        _check_source(log, trades(seed + number, 20_000, 120, provider=name))
+    expected = {}
+    for topic in checks.lane_topics(lab):
+        expected |= checks.check_topic(lab, topic)
+    assert checks.stored_bars(lab) == expected
+    published = [topic.replace(EVENTS, BARS) for topic in checks.lane_topics(lab)]
+    checks.check_published(lab, published)
+    checks.check_files(lab)
+    record_property("kills of run", hits)
+
+
+def _carry(lab: Lab, command: list[str], chance: random.Random, kills: int) -> int:
+    """Run until it ends by itself; returns the number of kills."""
+    hits = 0
+    while hits < kills:
+        doom = _doom(chance) if chance.random() < 0.5 else ""
+        worker = lab.start(*command, doom=doom)
+        if not doom:
+            with suppress(AssertionError):
+                delay = chance.uniform(0.2, 2.2)
+                wait_until(lambda: not worker.alive, "", delay)  # noqa: B023
+            worker.kill()
+        code = worker.wait()
+        if code == 0:
+            return hits
+        assert code == -9, worker.output
+        hits += 1
+    lab.run(*command)
+    return hits
+
+
+def _check_source(log: checks.Topic, source: list[checks.StreamEvent]) -> None:
+    """Every trade of the file is in the log, under its own identity."""
+    found = {
+        (item.symbol, item.seq)
+        for records in log.records
+        for item in checks.log_items(records)
+        if isinstance(item, OracleEvent)
+    }
+    assert found == {(event.symbol, event.seq) for event in source}
+
+
+@pytest.mark.parametrize(("seed", "kills"), _storms(_KILLS - (_KILLS + 2) // 3, 2_000))
+def test_live(
+    seed: int,
+    kills: int,
+    make_lab: Callable[..., Lab],
+    record_property: Callable[[str, object], None],
+) -> None:
+    """Producers and workers come and go; what the log holds is in the bars, once."""
+    chance = random.Random(seed)
+    lab = make_lab(
+        bus={"codec": chance.choice(_CODECS)},
+        synthetic={
+            "symbols": list(SYMBOLS),
+            "tick_rate": 10,
+            "speed": 15,
+            "seed": seed,
+            "disorder": 0.05,
+            "duplicates": 0.01,
+            "late": 0.01,
+            "late_ms": 4_000,
+            "malformed": 0.002,
+        },
+    )
+    storm = _Storm(lab, chance)
+    hits = storm.rage(kills)
+    storm.settle()
+    expected = checks.check_topic(lab, EVENTS)
+    assert expected
+    assert checks.stored_bars(lab) == expected
+    checks.check_published(lab, [BARS])
+    checks.check_files(lab)
+    for name, count in hits.items():
+        record_property(f"kills of {name}", count)
+
+
+class _Storm:
+    """Keeps a feed and a few workers going while they are killed."""
+
+    def __init__(self, lab: Lab, chance: random.Random) -> None:
+        self._lab, self._chance = lab, chance
+        self._feeds = 0
+        self._running: list[tuple[str, Worker]] = []
+        self._seen: dict[int, tuple[int, ...]] = {}
+
+    def _feed(self, doom: str) -> Worker:
+        """The next part of the feed; it overlaps the one before."""
+        start = msgspec.json.decode(
+            msgspec.json.encode(_iso(START_NS + self._feeds * 20 * NS_PER_S))
+        )
+        self._feeds += 1
+        config = self._lab.config(start=start)
+        command = ("stream", "produce", "--provider", "synthetic", "--for", "30s")
+        return self._lab.start(*command, config=config, doom=doom)
+
+    def _start(self, kind: str, doomed: bool = True) -> None:
+        doom = _doom(self._chance) if doomed and self._chance.random() < 0.5 else ""
+        worker = (
+            self._feed(doom) if kind == "produce" else self._lab.start("stream", kind, doom=doom)
+        )
+        self._running.append((kind, worker))
+
+    def _fill(self) -> None:
+        kinds = Counter(kind for kind, _ in self._running)
+        for kind, wanted in (("produce", 1), ("micro-batch", self._chance.choice((2, 2, 3)))):
+            for _ in range(wanted - kinds[kind]):
+                self._start(kind)
+
+    def _bury(self) -> Counter[str]:
+        """Take the dead away; those that killed themselves count."""
+        dead = [(kind, worker) for kind, worker in self._running if not worker.alive]
+        self._running = [pair for pair in self._running if pair not in dead]
+        for _, worker in dead:
+            assert worker.wait() in (0, -9), worker.output
+            assert "Traceback" not in worker.output, worker.output
+        return Counter(kind for kind, worker in dead if worker.wait() == -9)
+
+    def rage(self, kills: int) -> Counter[str]:
+        """Kill until so many have hit; returns how many of each."""
+        hits: Counter[str] = Counter()
+        while hits.total() < kills:
+            self._fill()
+            time.sleep(self._chance.uniform(0, 1.0))  # the moment of the next kill
+            hits += self._bury()
+            if not self._running or hits.total() >= kills:
+                continue
+            kind, victim = self._chance.choice(self._running)
+            self._look()
+            if victim.kill():
+                hits[kind] += 1
+            self._running.remove((kind, victim))
+            self._compare()
+        return hits
+
+    def _look(self) -> None:
+        """Note what a reader can see in the log now."""
+        with suppress(FileNotFoundError):
+            topic = checks.read_topic(self._lab, EVENTS)
+            self._seen = {p: tuple(r.checksum for r in rs) for p, rs in enumerate(topic.records)}
+
+    def _compare(self) -> None:
+        """What was seen once stays."""
+        topic = checks.read_topic(self._lab, EVENTS)
+        for partition, seen in self._seen.items():
+            now = tuple(r.checksum for r in topic.records[partition])
+            assert now[: len(seen)] == seen
+
+    def settle(self) -> None:
+        """Let the feed end and the workers read everything, then stop them."""
+        self._bury()
+        for kind, worker in self._running:
+            if kind == "produce":
+                worker.stop()
+        self._bury()
+        self._start("micro-batch", doomed=False)
+        wait_until(self._all_read, "the log is read to its end", 30)
+        for _, worker in list(self._running):
+            if worker.alive:
+                worker.stop()
+        self._bury()
+
+    def _all_read(self) -> bool:
+        if not any(kind == "micro-batch" and worker.alive for kind, worker in self._running):
+            self._start("micro-batch", doomed=False)
+        places = checks.checkpoints(self._lab, EVENTS)
+        last = checks.query(
+            self._lab.topic_file(EVENTS),
+            "SELECT id >> 44, max(id & ((1 << 44) - 1)) FROM log WHERE count > 0 GROUP BY 1",
+        )
+        return all(
+            int(str(p)) in places and places[int(str(p))].counted > int(str(offset))
+            for p, offset in last
+        )
+
+
+def _iso(ts_ns: int) -> str:
+    from market_data_core.events import format_ts
+
+    return format_ts(ts_ns)

@@ -1,0 +1,444 @@
+"""A log, a store and a worker in memory, faithful to their contracts, with places to crash."""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+import zlib
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from market_data_core.bars import BarBatch
+from market_data_core.clock import ManualClock
+from market_data_core.contracts.store import (
+    Claim,
+    CommitResult,
+    Gap,
+    Group,
+    Message,
+    OutboxItem,
+    PartitionKey,
+    PartitionStatus,
+)
+from market_data_core.deadletters import DeadLetter, decode_letters
+from market_data_core.errors import FencedError, LogLostError, TransientError
+from market_data_core.events import REASONS, BatchBuilder, EventBatch, Rejected, StreamEvent
+from market_data_core.intervals import format_interval
+from market_data_core.partitioning import partition_of
+from market_data_core.records import Bounds, Entry, Mark, Record, TopicInfo
+from market_data_core.testing.oracle import (
+    BarKey,
+    LogItem,
+    OracleBar,
+    OracleEvent,
+    batch_bars,
+    combined,
+    deduplicate,
+    oracle_bars,
+    oracle_events,
+    reference_run,
+)
+from market_data_pipeline.bus import codec
+from market_data_pipeline.windows.aggregate import Bars
+from market_data_pipeline.windows.assigner import WindowSpec
+from market_data_pipeline.windows.checkpoint import Counts, decode_checkpoint
+
+if TYPE_CHECKING:
+    import polars as pl
+
+GROUP, EVENTS, BARS, LETTERS = "group", "mdp.events", "mdp.bars", "mdp.dlq"
+
+StoredBars = dict[tuple[str, BarKey], OracleBar]
+"""(interval, (provider, symbol, start)) -> values."""
+
+
+def bits(bar: OracleBar) -> tuple[bytes | int | None, ...]:
+    """The bar's values in a form that is equal only where every bit is."""
+    return tuple(struct.pack("<d", v) if isinstance(v, float) else v for v in bar)
+
+
+def assert_same(found: Mapping[Any, OracleBar], expected: Mapping[Any, OracleBar]) -> None:
+    """Both hold the same bars, bit for bit."""
+    assert sorted(found) == sorted(expected)
+    for key, bar in found.items():
+        assert bits(bar) == bits(expected[key]), (key, bar, expected[key])
+
+
+def plain_bars(provider: str, symbols: Sequence[str], bars: Bars) -> dict[BarKey, OracleBar]:
+    """The window engine's exact bars as the oracle writes them."""
+    volume, notional = bars.volume.to_floats(), bars.notional.to_floats()
+    with np.errstate(divide="ignore", invalid="ignore"):
+        vwap = np.where(volume == 0, np.nan, notional / volume)
+    prices = [c.to_floats() for c in (bars.open, bars.high, bars.low, bars.close)]
+    return oracle_bars(
+        BarBatch(
+            provider, "1s", "final", tuple(symbols), bars.codes, bars.start,
+            prices[0], prices[1], prices[2], prices[3], volume, vwap, bars.count,
+        )
+    )  # fmt: skip
+
+
+class MemoryBus:
+    """Implements the contract of a bus; the tail, the head or the identity can be lost."""
+
+    def __init__(self, clock: ManualClock) -> None:
+        self.clock = clock
+        self.infos: dict[str, TopicInfo] = {}
+        self.logs: dict[tuple[str, int], list[tuple[Record, Entry]]] = {}
+        self.heads: dict[tuple[str, int], tuple[int, int, int]] = {}
+        self.keys: dict[str, set[str]] = {}
+        self._made = 0
+
+    async def create_topic(self, name: str, partitions: int) -> TopicInfo:
+        if name not in self.infos:
+            self._made += 1
+            self.infos[name] = TopicInfo(name, f"log-{self._made}", partitions)
+            self.keys[name] = set()
+            for p in range(partitions):
+                self.logs[name, p], self.heads[name, p] = [], (0, 0, 0)
+        return self.infos[name]
+
+    async def find_topic(self, name: str) -> TopicInfo | None:
+        return self.infos.get(name)
+
+    async def topics(self) -> list[TopicInfo]:
+        return [self.infos[name] for name in sorted(self.infos)]
+
+    async def drop_topic(self, name: str) -> None:
+        info = self.infos.pop(name, None)
+        for p in range(info.partitions if info else 0):
+            del self.logs[name, p], self.heads[name, p]
+
+    async def append(self, topic: str, entries: Sequence[Entry]) -> None:
+        await asyncio.sleep(0)
+        for e in entries:
+            if e.key and e.key in self.keys[topic]:
+                continue
+            self.keys[topic].add(e.key)
+            offset, received, source = self.heads[topic, e.partition]
+            record = Record(
+                e.partition, offset, e.payload, self.clock.now_ns(), e.count, received,
+                zlib.crc32(e.payload),
+            )  # fmt: skip
+            self.logs[topic, e.partition].append((record, e))
+            head = offset + 1, received + e.count, max(source, e.source)
+            self.heads[topic, e.partition] = head
+
+    async def bounds(self, topic: str, partition: int) -> Bounds:
+        records = self.logs[topic, partition]
+        offset, received, source = self.heads[topic, partition]
+        return Bounds(records[0][0].offset if records else offset, offset, received, source)
+
+    def read(self, topic: str, partition: int, position: int, most: int) -> list[Record]:
+        records = [r for r, _ in self.logs[topic, partition] if r.offset >= position][:most]
+        if (records[0].offset if records else self.heads[topic, partition][0]) != position:
+            raise LogLostError(f"{topic} {partition} {position}")
+        return records
+
+    async def poll(
+        self, topic: str, positions: Mapping[int, int], max_bytes: int, timeout_s: float
+    ) -> dict[int, list[Record]]:
+        await asyncio.sleep(0)
+        most = max(1, max_bytes // max(1, len(positions)))
+        found = {p: self.read(topic, p, at, most) for p, at in positions.items()}
+        return {p: records for p, records in found.items() if records}
+
+    async def checksum(self, topic: str, partition: int, offset: int) -> int | None:
+        found = [r.checksum for r, _ in self.logs[topic, partition] if r.offset == offset]
+        return found[0] if found else None
+
+    async def scan(
+        self, topic: str, partition: int, provider: str, from_ts: int, to_ts: int
+    ) -> list[Record]:
+        return [
+            r
+            for r, e in self.logs[topic, partition]
+            if e.count and e.provider == provider and e.max_ts >= from_ts and e.min_ts < to_ts
+        ]
+
+    async def trim(
+        self, topic: str, partition: int, before: int, older_than_ns: int, max_bytes: int
+    ) -> None:
+        self.logs[topic, partition] = [
+            (r, e) for r, e in self.logs[topic, partition] if r.offset >= before
+        ]
+
+    def lose_tail(self, topic: str, partition: int, keep: int) -> None:
+        """Only records below offset `keep` survive, as after a failover."""
+        lost = [r for r, _ in self.logs[topic, partition] if r.offset >= keep]
+        if lost:
+            kept = [(r, e) for r, e in self.logs[topic, partition] if r.offset < keep]
+            self.logs[topic, partition] = kept
+            self.heads[topic, partition] = (keep, lost[0].received, 0)
+
+    async def close(self) -> None:
+        return
+
+
+@dataclass(slots=True)
+class _Row:
+    token: int = 0
+    owner: str = ""
+    heartbeat: int = 0
+    sequence: int = 0
+    checkpoint: bytes | None = None
+
+
+@dataclass(slots=True)
+class MemoryStore:
+    """Implements the contract of a store; at every commit the equation has to hold.
+
+    Attributes:
+        fail: what happens to the next commit: "before" (not done) or "after" (done, answer lost).
+        base: interval whose trade counts have to add up to `stored`; "" for no check.
+    """
+
+    clock: ManualClock
+    base: str = ""
+    fail: str = ""
+    rows: dict[PartitionKey, _Row] = field(default_factory=dict)
+    members: dict[tuple[str, str, str], int] = field(default_factory=dict)
+    kept: StoredBars = field(default_factory=dict)
+    states: dict[tuple[str, BarKey], str] = field(default_factory=dict)
+    outgoing: dict[int, tuple[PartitionKey, Message]] = field(default_factory=dict)
+    keys: Counter[str] = field(default_factory=Counter)
+    ledger: list[Gap] = field(default_factory=list)
+    ids: int = 0
+
+    async def migrate(self) -> None:
+        return
+
+    async def heartbeat(
+        self, group: str, topic: str, member: str, lease_ns: int, owned: Mapping[int, int]
+    ) -> list[str]:
+        now = self.clock.now_ns()
+        self.members = {k: t for k, t in self.members.items() if t >= now - lease_ns}
+        self.members[group, topic, member] = now
+        for p, token in owned.items():
+            row = self.rows[PartitionKey(group, topic, p)]
+            if (row.token, row.owner) == (token, member):
+                row.heartbeat = now
+        return sorted(m for g, t, m in self.members if (g, t) == (group, topic))
+
+    async def leave(self, group: str, topic: str, member: str) -> None:
+        self.members.pop((group, topic, member), None)
+        for key, row in self.rows.items():
+            if (key.group, key.topic, row.owner) == (group, topic, member):
+                row.owner, row.heartbeat = "", 0
+
+    async def claim(self, key: PartitionKey, member: str, lease_ns: int) -> Claim | None:
+        row = self.rows.setdefault(key, _Row())
+        now = self.clock.now_ns()
+        if row.owner not in ("", member) and row.heartbeat >= now - lease_ns:
+            return None
+        row.token, row.owner, row.heartbeat = row.token + 1, member, now
+        return Claim(key, row.token, row.sequence, row.checkpoint)
+
+    async def release(self, claim: Claim) -> None:
+        row = self.rows[claim.key]
+        if row.token == claim.token:
+            row.owner, row.heartbeat = "", 0
+
+    async def commit(
+        self, groups: Sequence[Group], published: Sequence[int], guard: Claim | None = None
+    ) -> CommitResult:
+        await asyncio.sleep(0)
+        fail, self.fail = self.fail, ""
+        if fail == "before":
+            raise TransientError("the connection broke before the commit")
+        for claim in (*(g.claim for g in groups), *([guard] if guard else ())):
+            row = self.rows[claim.key]
+            moved = claim is not guard and row.sequence != claim.sequence
+            if row.token != claim.token or moved:
+                raise FencedError("another owner", claim.key.partition)
+        result = CommitResult()
+        for group in groups:
+            self._write(group, result)
+        for number in published:
+            self.outgoing.pop(number, None)
+        self._check()
+        if fail == "after":
+            raise TransientError("the connection broke after the commit")
+        return result
+
+    def _write(self, group: Group, result: CommitResult) -> None:
+        for batch in group.bars:
+            self._upsert(batch, result)
+        checkpoint, messages = group.finish([])
+        row = self.rows[group.claim.key]
+        row.checkpoint, row.sequence = checkpoint, row.sequence + 1
+        self.ledger += group.gaps
+        for message in messages:
+            self.ids += 1
+            self.keys[message.key] += 1
+            self.outgoing[self.ids] = group.claim.key, message
+            result.outbox.append(OutboxItem(self.ids, group.claim.key.partition, message))
+
+    def _upsert(self, batch: BarBatch, result: CommitResult) -> None:
+        found = oracle_bars(batch)
+        assert len(found) == len(batch), "a batch holds one bar twice"
+        for key, bar in found.items():
+            full, old = (batch.interval, key), self.kept.get((batch.interval, key))
+            healed = self.states.get(full) == "gap" and batch.state != "gap"
+            if old is None:
+                result.counts.inserted += 1
+            elif bits(old) == bits(bar) and not healed:
+                result.counts.unchanged += 1
+                continue
+            elif bar.trade_count < old.trade_count and not healed:
+                result.counts.kept += 1
+                continue
+            else:
+                result.counts.updated += 1
+            self.kept[full], self.states[full] = bar, batch.state
+
+    def _check(self) -> None:
+        stored = 0
+        for row in self.rows.values():
+            if row.checkpoint:
+                counts = decode_checkpoint(row.checkpoint).counts
+                assert counts.holds(), counts
+                stored += counts.stored
+        if self.base:
+            bars = [b.trade_count for (interval, _), b in self.kept.items() if interval == self.base]
+            assert stored == sum(bars), (stored, bars)
+
+    async def outbox(self, group: str, topic: str, partition: int) -> list[OutboxItem]:
+        key = PartitionKey(group, topic, partition)
+        return [OutboxItem(i, partition, m) for i, (k, m) in self.outgoing.items() if k == key]
+
+    async def status(
+        self, group: str | None = None, topic: str | None = None
+    ) -> list[PartitionStatus]:
+        return [
+            PartitionStatus(k, r.token, r.owner, r.heartbeat, r.sequence, r.checkpoint)
+            for k, r in self.rows.items()
+            if k.group == (group or k.group) and k.topic == (topic or k.topic)
+        ]
+
+    async def forget(self, group: str, topic: str) -> None:
+        self.rows = {k: r for k, r in self.rows.items() if (k.group, k.topic) != (group, topic)}
+
+    async def bars(
+        self,
+        symbol: str | None = None,
+        interval: str | None = None,
+        provider: str | None = None,
+        start: int | None = None,
+        end: int | None = None,
+    ) -> pl.DataFrame:
+        raise NotImplementedError
+
+    async def close(self) -> None:
+        return
+
+
+def letters_of(bus: MemoryBus) -> list[DeadLetter]:
+    """Every dead letter published."""
+    return [x for record, _ in bus.logs[LETTERS, 0] for x in decode_letters(record.payload)]
+
+
+@dataclass(slots=True)
+class Expected:
+    """What a whole log has to lead to, by the oracle.
+
+    Attributes:
+        bars: of every interval.
+        counts: of all partitions together.
+        reasons: how many dead letters of each reason.
+    """
+
+    bars: StoredBars
+    counts: Counts
+    reasons: Counter[str]
+
+
+def _items(payload: bytes, record: Record, max_future_ns: int | None) -> Iterable[LogItem]:
+    item = codec.decode(payload)
+    if isinstance(item, StreamEvent):
+        builder = BatchBuilder()
+        builder.add(item, record.append_ts)
+        (item,) = builder.build()[0]
+    if not isinstance(item, EventBatch):
+        yield item
+        return
+    for event in oracle_events(item):
+        ahead = max_future_ns is not None and event.src_ts > record.append_ts + max_future_ns
+        yield Rejected("future", REASONS["future"], b"") if ahead else event
+
+
+def expect(bus: MemoryBus, topic: str, spec: WindowSpec, max_future_ns: int | None) -> Expected:
+    """Read the whole of `topic` anew and let the oracle decide."""
+    partitions, bars, reasons = bus.infos[topic].partitions, StoredBars(), Counter[str]()
+    runs = []
+    for p in range(partitions):
+        log = [
+            item
+            for record, _ in bus.logs[topic, p]
+            for item in _items(record.payload, record, max_future_ns)
+            if not isinstance(item, OracleEvent) or partition_of(item.symbol, partitions) == p
+        ]
+        run = reference_run(log, spec.base_ns, spec.allow_late_ns, spec.revise_horizon_ns)
+        late = Counter(id(event) for event in run.late)
+        taken = [e for e in log if isinstance(e, OracleEvent) and not late[id(e)]]
+        for length in {spec.base_ns, *spec.intervals_ns}:
+            closed = [e for e in taken if _end(e, spec.base_ns) <= run.watermarks[e.provider]]
+            for key, bar in batch_bars(closed, length).items():
+                if key[2] + length <= run.watermarks[key[0]]:
+                    bars[format_interval(length), key] = bar
+        runs.append(run)
+        reasons.update(item.reason for item in log if isinstance(item, Rejected))
+    run = combined(runs)
+    reasons += Counter(late=len(run.late), id_conflict=len(run.conflicts))
+    c = run.counts
+    counts = Counts(c.received, c.stored, c.open, c.deduplicated, c.late, c.dead_lettered)
+    return Expected(bars, counts, reasons)
+
+
+def _end(event: OracleEvent, length_ns: int) -> int:
+    return event.src_ts // length_ns * length_ns + length_ns
+
+
+def total_counts(store: MemoryStore, topic: str) -> Counts:
+    """The equation's terms of a topic as committed."""
+    total = Counts()
+    for key, row in store.rows.items():
+        if key.topic == topic and row.checkpoint:
+            total.add(decode_checkpoint(row.checkpoint).counts)
+    return total
+
+
+def entry_of(batch: EventBatch, partition: int) -> Entry:
+    """A columnar batch as an entry."""
+    (payload,) = codec.encode_events(batch, "columnar")
+    span = int(batch.src_ts.min()), int(batch.src_ts.max())
+    return Entry(partition, payload, len(batch), batch.provider, *span)
+
+
+def entries_of(batch: EventBatch, partition: int) -> list[Entry]:
+    """The batch's events as single JSON messages."""
+    times = batch.src_ts.tolist()
+    payloads = codec.encode_events(batch, "json")
+    return [
+        Entry(partition, payload, 1, batch.provider, ts, ts)
+        for ts, payload in zip(times, payloads, strict=True)
+    ]
+
+
+def mark_entry(mark: Mark, partition: int) -> Entry:
+    """A mark as an entry."""
+    return Entry(partition, codec.encode_mark(mark), provider=mark.provider)
+
+
+def distinct(events: Iterable[OracleEvent]) -> list[OracleEvent]:
+    """The first event of each identity."""
+    return deduplicate(events)[0]
+
+
+def renamed(entry: Entry, **changes: Any) -> Entry:
+    """The entry with some fields changed."""
+    return replace(entry, **changes)

@@ -1,0 +1,105 @@
+"""The window engine gives what a plain batch computation gives, whatever the order and the cuts."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from market_data_core.events import EventBatch
+from market_data_core.intervals import NS_PER_MS
+from market_data_core.testing.oracle import BarKey, OracleBar, OracleEvent, batch_bars
+from market_data_core.testing.strategies import cuts, logs, to_batches
+from market_data_pipeline.windows.assigner import FOREVER, WindowSpec
+from market_data_pipeline.windows.checkpoint import StreamState
+from market_data_pipeline.windows.stream import Collected, WindowStream
+from tests.property._harness import assert_same, plain_bars
+
+INTERVALS_MS = ((1_000,), (1_000, 2_000, 5_000), (2_000, 3_000), (500, 60_000), (700, 2_100))
+
+
+class Reader:
+    """Feeds a stream, keeps the latest version of every bar, and can start anew."""
+
+    def __init__(self, spec: WindowSpec) -> None:
+        self.spec = spec
+        self.stream = WindowStream(spec)
+        self.bars: dict[int, dict[BarKey, OracleBar]] = {i: {} for i in (spec.base_ns, *spec.intervals_ns)}
+        self.log: list[EventBatch] = []
+        self.late = self.stored = self.deduplicated = self.conflicts = 0
+
+    def add(self, batch: EventBatch) -> None:
+        self.late += len(self.stream.add(batch, len(self.log)))
+        self.log.append(batch)
+
+    def collect(self) -> None:
+        out: Collected = self.stream.collect()
+        self.stored += out.stored
+        self.deduplicated += out.deduplicated
+        self.conflicts += len(out.conflicts)
+        for length, bars, revised in out.bars:
+            found = plain_bars("one", list(self.stream.symbols), bars)
+            assert len(found) == len(bars)
+            assert revised or not found.keys() & self.bars[length].keys()
+            self.bars[length] |= found
+
+    def restart(self) -> None:
+        """As a new owner: the state of a commit, and the log from the resume position on."""
+        if self.stream.due():
+            self.collect()
+        resume = self.stream.resume_position()
+        state: StreamState = self.stream.state("one")
+        self.stream = WindowStream(self.spec, state)
+        for position in range(len(self.log) if resume is None else resume, len(self.log)):
+            self.stream.restore(self.log[position], position)
+
+    def end(self) -> None:
+        self.stream.advance(FOREVER)
+        self.collect()
+
+    def check(self, kept: list[OracleEvent]) -> None:
+        for length, found in self.bars.items():
+            assert_same(found, batch_bars(kept, length))
+
+
+@st.composite
+def runs(draw: st.DrawFn, late: bool) -> tuple[WindowSpec, list[EventBatch], list[int]]:
+    lengths = draw(st.sampled_from(INTERVALS_MS))
+    base_ms = min(lengths) if len(lengths) != 2 or lengths != (2_000, 3_000) else 1_000
+    spec = WindowSpec(
+        tuple(ms * NS_PER_MS for ms in lengths),
+        draw(st.sampled_from((0, 1, 250, 1_500))) * NS_PER_MS,
+        draw(st.sampled_from((0, base_ms // 2, base_ms, 2 * base_ms + base_ms // 3))) * NS_PER_MS,
+    )
+    delay_ns = spec.allow_late_ns + spec.revise_horizon_ns
+    log = draw(logs(12 * base_ms * NS_PER_MS, 3 * delay_ns if late else delay_ns, size_max=40))
+    at = draw(cuts(len(log)))
+    doing = draw(st.lists(st.integers(0, 3), min_size=len(at) + 1, max_size=len(at) + 1))
+    return spec, to_batches(log, at), doing
+
+
+def events_of(batches: list[EventBatch]) -> list[OracleEvent]:
+    from market_data_core.testing.oracle import oracle_events
+
+    return [event for batch in batches for event in oracle_events(batch)]
+
+
+@settings(max_examples=300)
+@given(runs(late=False))
+def test_order_cuts_copies_and_restarts_change_no_bit(
+    run: tuple[WindowSpec, list[EventBatch], list[int]],
+) -> None:
+    spec, batches, doing = run
+    reader = Reader(spec)
+    for batch, action in zip(batches, doing, strict=True):
+        reader.add(batch)
+        if action & 1:
+            reader.collect()
+        if action & 2:
+            reader.restart()
+    reader.end()
+
+    assert reader.late == 0
+    reader.check(events_of(batches))
+    total = reader.stored + reader.deduplicated + reader.conflicts
+    assert total == sum(len(batch) for batch in batches)
