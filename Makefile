@@ -23,11 +23,14 @@ $(INSTALLED): requirements.lock pyproject.toml
 	@touch $@
 
 demo: setup ## run the main job on embedded backends and show the bars
-	@if [ -d "$(RECORDED)" ]; then \
-	  $(BIN)/mdp run "$(RECORDED)"/spot_*.ndjson.gz --as binance_spot; \
+	@export MDP_HOME=.demo; \
+	if [ -d "$(RECORDED)" ]; then \
+	  $(BIN)/mdp run "$(RECORDED)"/spot_*.ndjson.gz --as binance_spot && \
+	  $(BIN)/mdp bars BTCUSDT --interval 2s --limit 8; \
 	else \
-	  $(BIN)/mdp run --provider synthetic --for 30s; \
-	fi
+	  $(BIN)/mdp run --provider synthetic --for 20s && \
+	  $(BIN)/mdp bars SPY --interval 2s --limit 8; \
+	fi && echo "stored in $$MDP_HOME/store.db; look further with: MDP_HOME=.demo $(BIN)/mdp --help"
 
 check: setup ## lint, formatting, types, layers, house rules
 	$(BIN)/ruff check .

@@ -11,8 +11,6 @@ from typing import Literal
 
 from market_data_core.errors import DamagedFileError, MdpError, TransientError, UsageError
 
-_MAGIC = b"SQLite format 3\0"
-_HEADER_ID = slice(68, 72)  # where the file's header keeps the application id, big-endian
 _PRIMARY = 0xFF  # extended result codes keep the primary code in their lowest byte
 _WAIT = {
     sqlite3.SQLITE_BUSY: "is locked by another process",
@@ -103,21 +101,23 @@ def connect(
 
 
 def _is_fresh(path: Path, application_id: int) -> bool:
-    """Whether nothing is there yet; somebody else's file is refused before it can be changed."""
+    """Whether nothing is there yet; somebody else's file is refused before it can be changed.
+
+    The file is looked at through SQLite alone: closing any other handle on it would give up this
+    process's locks (POSIX), and the next process to leave would take away the write-ahead log
+    under our feet.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("rb") as file:
-            head = file.read(_HEADER_ID.stop)
+        size = path.stat().st_size
     except FileNotFoundError:
         return True
     except OSError as error:
         msg = f"{path} cannot be opened: {error.strerror or error}"
         raise UsageError(msg) from error
-    if head and head[: len(_MAGIC)] != _MAGIC:
-        raise damaged(path, "it does not begin as an SQLite file")
-    if head and int.from_bytes(head[_HEADER_ID], "big") != application_id:
-        _look_inside(path, application_id)  # our mark may still be in the write-ahead log
-    return not head
+    if size:
+        _look_inside(path, application_id)
+    return not size
 
 
 def _look_inside(path: Path, application_id: int) -> None:

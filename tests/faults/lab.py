@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -47,10 +48,17 @@ class Worker:
         return self.process.poll() is None
 
     @property
+    def listens(self) -> bool:
+        """Whether it handles SIGTERM by now; before, a signal ends the interpreter as it starts."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        caught = re.search(r"^SigCgt:\s*([0-9a-f]+)$", status, re.M)
+        return bool(caught and int(caught[1], 16) >> (signal.SIGTERM - 1) & 1)
+
+    @property
     def output(self) -> str:
         return self.log.read_text(errors="replace")
 
-    def signal(self, number: signal.Signals) -> None:
+    def send(self, number: signal.Signals) -> None:
         self.process.send_signal(number)
 
     def kill(self) -> bool:
@@ -67,7 +75,8 @@ class Worker:
 
     def stop(self, number: signal.Signals = signal.SIGINT) -> None:
         """Ask it to end, and require that it ends well."""
-        self.signal(number)
+        wait_until(lambda: not self.alive or self.listens, "the process has started")
+        self.send(number)
         code = self.wait()
         assert code == 0, f"exit code {code} after {number.name}:\n{self.output}"
         assert "Traceback" not in self.output, self.output
@@ -179,5 +188,5 @@ class Lab:
         for worker in self.workers:
             if worker.alive:
                 with suppress(ProcessLookupError):
-                    worker.signal(signal.SIGKILL)
+                    worker.send(signal.SIGKILL)
                 worker.process.wait(10)

@@ -13,9 +13,9 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 
-import msgspec
 import pytest
 
+from market_data_core.events import StreamEvent, format_ts
 from market_data_core.intervals import NS_PER_S
 from market_data_core.testing.oracle import OracleEvent
 from tests.faults import checks
@@ -43,7 +43,6 @@ _BOUNDARIES = (
     "mdp.bars:COMMIT:after",
     "mdp.dlq:COMMIT:before",
 )
-_STORE_COMMITS = 30
 
 
 def _storms(kills: int, first_seed: int) -> list[tuple[int, int]]:
@@ -112,7 +111,7 @@ def _carry(lab: Lab, command: list[str], chance: random.Random, kills: int) -> i
     return hits
 
 
-def _check_source(log: checks.Topic, source: list[checks.StreamEvent]) -> None:
+def _check_source(log: checks.Topic, source: list[StreamEvent]) -> None:
     """Every trade of the file is in the log, under its own identity."""
     found = {
         (item.symbol, item.seq)
@@ -169,11 +168,8 @@ class _Storm:
 
     def _feed(self, doom: str) -> Worker:
         """The next part of the feed; it overlaps the one before."""
-        start = msgspec.json.decode(
-            msgspec.json.encode(_iso(START_NS + self._feeds * 20 * NS_PER_S))
-        )
+        config = self._lab.config(start=format_ts(START_NS + self._feeds * 20 * NS_PER_S))
         self._feeds += 1
-        config = self._lab.config(start=start)
         command = ("stream", "produce", "--provider", "synthetic", "--for", "30s")
         return self._lab.start(*command, config=config, doom=doom)
 
@@ -255,9 +251,3 @@ class _Storm:
             int(str(p)) in places and places[int(str(p))].counted > int(str(offset))
             for p, offset in last
         )
-
-
-def _iso(ts_ns: int) -> str:
-    from market_data_core.events import format_ts
-
-    return format_ts(ts_ns)

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-import pytest
+from random import Random
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from market_data_core.events import EventBatch
 from market_data_core.intervals import NS_PER_MS
-from market_data_core.testing.oracle import BarKey, OracleBar, OracleEvent, batch_bars
+from market_data_core.testing.oracle import (
+    BarKey,
+    OracleBar,
+    OracleEvent,
+    batch_bars,
+    oracle_events,
+    reference_run,
+)
 from market_data_core.testing.strategies import cuts, logs, to_batches
 from market_data_pipeline.windows.assigner import FOREVER, WindowSpec
 from market_data_pipeline.windows.checkpoint import StreamState
 from market_data_pipeline.windows.stream import Collected, WindowStream
-from tests.property._harness import assert_same, plain_bars
+from tests.property._harness import assert_same, distinct, plain_bars
 
 INTERVALS_MS = ((1_000,), (1_000, 2_000, 5_000), (2_000, 3_000), (500, 60_000), (700, 2_100))
 
@@ -73,18 +81,16 @@ def runs(draw: st.DrawFn, late: bool) -> tuple[WindowSpec, list[EventBatch], lis
     )
     delay_ns = spec.allow_late_ns + spec.revise_horizon_ns
     log = draw(logs(12 * base_ms * NS_PER_MS, 3 * delay_ns if late else delay_ns, size_max=40))
-    at = draw(cuts(len(log)))
+    at = draw(st.one_of(cuts(len(log)), st.just(tuple(range(1, len(log))))))
     doing = draw(st.lists(st.integers(0, 3), min_size=len(at) + 1, max_size=len(at) + 1))
     return spec, to_batches(log, at), doing
 
 
 def events_of(batches: list[EventBatch]) -> list[OracleEvent]:
-    from market_data_core.testing.oracle import oracle_events
-
     return [event for batch in batches for event in oracle_events(batch)]
 
 
-@settings(max_examples=300)
+@settings(max_examples=120)
 @given(runs(late=False))
 def test_order_cuts_copies_and_restarts_change_no_bit(
     run: tuple[WindowSpec, list[EventBatch], list[int]],
@@ -103,3 +109,46 @@ def test_order_cuts_copies_and_restarts_change_no_bit(
     reader.check(events_of(batches))
     total = reader.stored + reader.deduplicated + reader.conflicts
     assert total == sum(len(batch) for batch in batches)
+
+
+@settings(max_examples=120)
+@given(runs(late=True))
+def test_late_events_are_those_beyond_the_horizon(
+    run: tuple[WindowSpec, list[EventBatch], list[int]],
+) -> None:
+    spec, batches, doing = run
+    reader = Reader(spec)
+    for batch, action in zip(batches, doing, strict=True):
+        reader.add(batch)
+        if action & 1:
+            reader.collect()
+        if action & 2:
+            reader.restart()
+    reader.end()
+
+    events = events_of(batches)
+    expected = reference_run(events, spec.base_ns, spec.allow_late_ns, spec.revise_horizon_ns)
+    late = {id(event) for event in expected.late}
+    reader.check([event for event in events if id(event) not in late])
+    assert reader.late == len(expected.late)
+
+
+@settings(max_examples=60)
+@given(runs(late=False), st.randoms(use_true_random=False))
+def test_equal_inputs_in_any_order_give_equal_bars(
+    run: tuple[WindowSpec, list[EventBatch], list[int]], random: Random
+) -> None:
+    """With lateness for everything, even a full shuffle changes nothing."""
+    spec, batches, _ = run
+    events = [e for e in distinct(events_of(batches))]
+    shuffled = [*events, *random.choices(events, k=len(events) // 3)]
+    random.shuffle(shuffled)
+    wide_open = WindowSpec(spec.intervals_ns, 10**12, spec.revise_horizon_ns)
+    reader = Reader(wide_open)
+    for batch in to_batches(shuffled, tuple(range(1, len(shuffled), 7))):
+        reader.add(batch)
+        reader.collect()
+    reader.end()
+
+    reader.check(events)
+    assert reader.stored == len(events)

@@ -134,17 +134,15 @@ def show_table(
     for row in rows:
         table.add_row(*(Text(cell_text(value)) for value in row))
 
-    console = Console(highlight=False, width=None if _on_terminal(output) else _PLAIN_WIDTH)
-    if output is None:
-        console.print(table)
+    if output is None and sys.stdout.isatty():
+        Console(highlight=False).print(table)
         return
+    console = Console(highlight=False, width=_PLAIN_WIDTH, color_system=None)
     with console.capture() as shown:
         console.print(table)
-    to_file_or_stdout(lambda file: file.write(shown.get().encode()), output)
-
-
-def _on_terminal(output: Path | None) -> bool:
-    return output is None and sys.stdout.isatty()
+    # boxes pad every line to their full width
+    text = "".join(line.rstrip() + "\n" for line in shown.get().rstrip().splitlines())
+    to_file_or_stdout(lambda file: file.write(text.encode()), output)
 
 
 def cell_text(value: object) -> str:

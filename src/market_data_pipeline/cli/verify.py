@@ -80,7 +80,7 @@ def _show(report: Report) -> None:
          None if d.computed is None else repr(d.computed))
         for d in report.shown
     ]  # fmt: skip
-    title = f"{report.differences:,} differences"
+    title = f"{report.differences:,} difference{'s' if report.differences > 1 else ''}"
     if len(rows) < report.differences:
         title += f", of which these are the first {len(rows)}"
     columns = ("problem", "provider", "symbol", "interval", "ts", "column", "stored", "by the log")

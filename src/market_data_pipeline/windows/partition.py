@@ -33,9 +33,6 @@ from market_data_pipeline.windows.checkpoint import Checkpoint
 from market_data_pipeline.windows.official import OfficialBars
 from market_data_pipeline.windows.stream import Collected, WindowStream
 
-_LETTERS_PER_MESSAGE = 1_000
-_LETTER_BYTES_PER_MESSAGE = 8 << 20
-
 
 @dataclass(frozen=True, slots=True)
 class Topics:
@@ -52,98 +49,6 @@ class Topics:
     partitions: int
     bars: str
     letters: str
-
-
-@dataclass(slots=True)
-class PartitionGroup:
-    """Implements :class:`market_data_core.contracts.store.Group`."""
-
-    claim: Claim
-    bars: list[BarBatch]
-    bars_topic: str
-    checkpoint: Checkpoint
-    letters: list[DeadLetter]
-    forwards: list[Message]
-    letters_topic: str
-    base_interval: str
-    gaps: list[Gap] = field(default_factory=list)
-
-    def moved(self, bad: Sequence[BadRow]) -> int:
-        """How many events bad rows move from stored to dead-lettered."""
-        events = 0
-        for row in bad:
-            batch = self.bars[row.batch]
-            count = int(batch.trade_count[row.row])
-            if count < 0:
-                events += 1  # a vendor's own bar is one event
-            elif batch.interval == self.base_interval:
-                events += count
-        return events
-
-    def finish(self, bad: Sequence[BadRow]) -> tuple[bytes, Sequence[Message]]:
-        """The checkpoint and messages, given which bars could not be written."""
-        letters = [*self.letters, *(self._letter(row) for row in bad)]
-        checkpoint, events = self.checkpoint, self.moved(bad)
-        if events:
-            counts = msgspec.structs.replace(checkpoint.counts)
-            counts.stored -= events
-            counts.dead_lettered += events
-            checkpoint = msgspec.structs.replace(checkpoint, counts=counts)
-        key = self.claim.key
-        prefix = f"{key.topic}/{key.partition}/{self.claim.token}/{self.claim.sequence}/letters"
-        messages = [
-            _letters_message(self.letters_topic, f"{prefix}/{i}", part)
-            for i, part in enumerate(_portions(letters))
-        ]
-        return checkpoint.encode(), [*self.forwards, *messages]
-
-    def _letter(self, bad: BadRow) -> DeadLetter:
-        batch, i = self.bars[bad.batch], bad.row
-        symbol = batch.symbols[int(batch.codes[i])]
-        row = {name: getattr(batch, name)[i].item() for name in ("ts", "open", "high", "low")}
-        row |= {name: getattr(batch, name)[i].item() for name in ("close", "volume", "vwap")}
-        body = {"provider": batch.provider, "symbol": symbol, "interval": batch.interval, **row}
-        return DeadLetter(
-            reason="unwritable",
-            detail=bad.error[:500],
-            topic=self.claim.key.topic,
-            partition=self.claim.key.partition,
-            offset=self.checkpoint.counted,
-            original=msgspec.json.encode(body),
-            provider=batch.provider,
-            symbol=symbol,
-            src_ts=int(batch.ts[i]),
-            events=self.moved([bad]),
-        )
-
-
-def _portions(letters: Sequence[DeadLetter]) -> Iterable[list[DeadLetter]]:
-    """Letters of one provider each, bounded in number and size."""
-    part: list[DeadLetter] = []
-    size = 0
-    for letter in sorted(letters, key=lambda item: item.provider):
-        full = len(part) >= _LETTERS_PER_MESSAGE or size > _LETTER_BYTES_PER_MESSAGE
-        if part and (full or part[0].provider != letter.provider):
-            yield part
-            part, size = [], 0
-        part.append(letter)
-        size += len(letter.original)
-    if part:
-        yield part
-
-
-def _letters_message(topic: str, key: str, letters: list[DeadLetter]) -> Message:
-    times = [letter.src_ts for letter in letters]
-    return Message(
-        topic,
-        key,
-        encode_letters(letters),
-        len(letters),
-        partition=0,
-        provider=letters[0].provider,
-        min_ts=min(times),
-        max_ts=max(times),
-    )
 
 
 class Partition:

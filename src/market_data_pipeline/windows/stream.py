@@ -116,6 +116,7 @@ class WindowStream:
 
     def state(self, provider: str) -> StreamState:
         """What a checkpoint has to hold, so that the log above `final` gives the rest."""
+        self._settle()  # the final watermark may have moved on without closing a window
         settled = {length: pack_bars(b) for length, b in self.wide.settled.items() if len(b)}
         return StreamState(
             provider=provider,
@@ -274,10 +275,16 @@ class WindowStream:
         closing = self._closing(limit)
         if closing > self.closed:
             self._close(closing, out)
+        self._settle()
+        return out
+
+    def _settle(self) -> None:
+        """Let go of what can no longer change."""
+        if self._restored:
+            self._rebuild()
         self._settled_to = max(self._settled_to, min(self.final, self.closed))
         self.wide.settle(self._settled_to)
         self._blocks = [block for block in self._blocks if block.last >= self._settled_to]
-        return out
 
     def _rebuild(self) -> None:
         parts, self._restored = self._restored, []

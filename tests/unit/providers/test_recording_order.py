@@ -158,6 +158,16 @@ def test_events_without_ids_are_counted(
             assert found == wanted
 
 
+def test_the_counter_forgets() -> None:
+    session, counter = Session(), order.SeqCounter(10)
+    counter.number(session.rejected_rows([Rejected("malformed", "", b"x")] * 50))
+    assert len(counter._groups) == 0
+    for t in range(0, 1000, 5):
+        rows = counter.number(piece([t, t], 1).rows)
+        assert rows.seq.tolist() == [0, 1]
+        assert len(counter._groups) <= 3
+
+
 def test_ties_go_by_input_then_by_place(recordings: Recordings, line: Line) -> None:
     paths = [write(recordings, line, [5, 5, 5], feed) for feed in "abcd"]
     items = recordings.read(paths)

@@ -160,7 +160,7 @@ class SeqCounter:
         numbers = np.empty(len(order), np.int64)
         numbers[order] = position + np.repeat(before, lengths)
         self._greatest = max(self._greatest, int(rows.src_ts.max()))
-        keep = times[starts] >= self._greatest - self._keep_ns
+        keep = times[starts] >= max(self._greatest - self._keep_ns, BEFORE_ALL + 1)
         self._groups, self._times = groups[starts][keep], times[starts][keep]
         self._counts = (before + lengths)[keep]
         return with_seq(rows, numbers[known:])

@@ -1,0 +1,122 @@
+"""What a partition writes in one transaction: bars, checkpoint, messages."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from market_data_core.bars import BarBatch
+from market_data_core.contracts.store import BadRow, Claim, Gap, Message
+from market_data_core.deadletters import DeadLetter, encode_letters
+from market_data_pipeline.windows.checkpoint import Checkpoint
+
+_LETTERS_PER_MESSAGE = 1_000
+_LETTER_BYTES_PER_MESSAGE = 8 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Decided:
+    """Bars to write.
+
+    Attributes:
+        bars: the bars.
+        fresh: shape (n,), int64, how many events each row brings into the store for the first
+            time; they are what a row that cannot be written takes with it.
+    """
+
+    bars: BarBatch
+    fresh: NDArray[np.int64]
+
+
+@dataclass(slots=True)
+class PartitionGroup:
+    """Implements :class:`market_data_core.contracts.store.Group`."""
+
+    claim: Claim
+    decided: list[Decided]
+    bars_topic: str
+    checkpoint: Checkpoint
+    letters: list[DeadLetter]
+    forwards: list[Message]
+    letters_topic: str
+    gaps: list[Gap] = field(default_factory=list)
+
+    @property
+    def bars(self) -> Sequence[BarBatch]:
+        """Bars in the order in which they were decided."""
+        return [decided.bars for decided in self.decided]
+
+    def moved(self, bad: Sequence[BadRow]) -> int:
+        """How many events bad rows move from stored to dead-lettered."""
+        return sum(int(self.decided[row.batch].fresh[row.row]) for row in bad)
+
+    def finish(self, bad: Sequence[BadRow]) -> tuple[bytes, Sequence[Message]]:
+        """The checkpoint and messages, given which bars could not be written."""
+        letters = [*self.letters, *(self._letter(row) for row in bad)]
+        checkpoint, events = self.checkpoint, self.moved(bad)
+        if events:
+            counts = msgspec.structs.replace(checkpoint.counts)
+            counts.stored -= events
+            counts.dead_lettered += events
+            checkpoint = msgspec.structs.replace(checkpoint, counts=counts)
+        key = self.claim.key
+        origin = f"{key.group}/{key.topic}/{key.partition}"
+        prefix = f"{origin}/{self.claim.token}/{self.claim.sequence}/letters"
+        messages = [
+            _letters_message(self.letters_topic, f"{prefix}/{i}", part)
+            for i, part in enumerate(_portions(letters))
+        ]
+        return checkpoint.encode(), [*self.forwards, *messages]
+
+    def _letter(self, bad: BadRow) -> DeadLetter:
+        batch, i = self.decided[bad.batch].bars, bad.row
+        symbol = batch.symbols[int(batch.codes[i])]
+        row = {name: getattr(batch, name)[i].item() for name in ("ts", "open", "high", "low")}
+        row |= {name: getattr(batch, name)[i].item() for name in ("close", "volume", "vwap")}
+        body = {"provider": batch.provider, "symbol": symbol, "interval": batch.interval, **row}
+        return DeadLetter(
+            reason="unwritable",
+            detail=bad.error[:500],
+            topic=self.claim.key.topic,
+            log_id=self.checkpoint.log_id,
+            partition=self.claim.key.partition,
+            offset=self.checkpoint.counted,
+            original=msgspec.json.encode(body),
+            provider=batch.provider,
+            symbol=symbol,
+            src_ts=int(batch.ts[i]),
+            events=self.moved([bad]),
+        )
+
+
+def _portions(letters: Sequence[DeadLetter]) -> Iterable[list[DeadLetter]]:
+    """Letters of one provider each, bounded in number and size."""
+    part: list[DeadLetter] = []
+    size = 0
+    for letter in sorted(letters, key=lambda item: item.provider):
+        full = len(part) >= _LETTERS_PER_MESSAGE or size > _LETTER_BYTES_PER_MESSAGE
+        if part and (full or part[0].provider != letter.provider):
+            yield part
+            part, size = [], 0
+        part.append(letter)
+        size += len(letter.original)
+    if part:
+        yield part
+
+
+def _letters_message(topic: str, key: str, letters: list[DeadLetter]) -> Message:
+    times = [letter.src_ts for letter in letters]
+    return Message(
+        topic,
+        key,
+        encode_letters(letters),
+        len(letters),
+        partition=0,
+        provider=letters[0].provider,
+        min_ts=min(times),
+        max_ts=max(times),
+    )

@@ -1,0 +1,67 @@
+"""The store suite, over every store that the registry lists."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import AsyncIterator, Callable
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from market_data_core import registry
+from market_data_core.clock import Clock
+from market_data_core.contracts.store import Store
+
+_SUITE = ("market_data_core.testing.store_suite", "market_data_core.testing._store_owning")
+pytest.register_assert_rewrite(*_SUITE)
+
+from market_data_core.testing.store_suite import OpenStore, Query, StoreSuite  # noqa: E402
+
+
+@dataclass(frozen=True)
+class Database:
+    """An empty database of its own for one test."""
+
+    uri: str
+    query: Query
+
+
+def _sqlite(folder: Path) -> Database:
+    path = folder / "store.db"
+
+    def query(sql: str) -> list[Any]:
+        with closing(sqlite3.connect(path)) as db:
+            return db.execute(sql).fetchall()
+
+    return Database(f"sqlite:///{path}", query)
+
+
+# A backend without an entry here fails its tests.
+DATABASES: dict[str, Callable[[Path], Database]] = {"sqlite": _sqlite}
+
+
+class TestStore(StoreSuite):
+    @pytest.fixture(params=registry.backends("store"))
+    def database(self, request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, Database]:
+        return request.param, DATABASES[request.param](tmp_path)
+
+    @pytest.fixture
+    def query(self, database: tuple[str, Database]) -> Query:
+        return database[1].query
+
+    @pytest.fixture
+    async def open_store(self, database: tuple[str, Database]) -> AsyncIterator[OpenStore]:
+        name, where = database
+        opened: list[Store] = []
+
+        def open_one(clock: Clock) -> Store:
+            store: Store = registry.backend("store", name).create(where.uri, clock)
+            opened.append(store)
+            return store
+
+        yield open_one
+        for store in opened:
+            await store.close()

@@ -1,0 +1,242 @@
+"""Whatever crashes where, bars and counts are those of the log, each event counted once."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from market_data_core.clock import ManualClock
+from market_data_core.contracts.store import Message, OutboxItem, PartitionKey
+from market_data_core.errors import FencedError, TransientError
+from market_data_core.events import Rejected
+from market_data_core.intervals import NS_PER_MS, NS_PER_S, format_interval
+from market_data_core.partitioning import partition_of
+from market_data_core.records import Entry, Mark
+from market_data_core.testing.strategies import PROVIDERS, START_NS, logs, to_batches
+from market_data_pipeline.bus import codec
+from market_data_pipeline.windows.assigner import WindowSpec
+from market_data_pipeline.windows.checkpoint import decode_checkpoint
+from market_data_pipeline.windows.partition import Partition, Topics
+from market_data_pipeline.windows.recovery import recover
+from tests.property._harness import (
+    BARS,
+    EVENTS,
+    GROUP,
+    LETTERS,
+    MemoryBus,
+    MemoryStore,
+    assert_same,
+    entries_of,
+    entry_of,
+    expect,
+    letters_of,
+    mark_entry,
+    total_counts,
+)
+
+PARTITIONS = 2
+MAX_FUTURE_NS = 5 * NS_PER_S
+LEASE_NS = NS_PER_S
+
+
+@dataclass
+class World:
+    """One log, one store, and per partition the owner of the moment and one that lost it."""
+
+    spec: WindowSpec
+    clock: ManualClock = field(default_factory=lambda: ManualClock(START_NS))
+
+    def __post_init__(self) -> None:
+        self.bus = MemoryBus(self.clock)
+        self.store = MemoryStore(self.clock, base=format_interval(self.spec.base_ns))
+        self.owners: dict[int, Partition] = {}
+        self.members = 0
+        self.topics = Topics(EVENTS, PARTITIONS, "", LETTERS)
+
+    async def begin(self) -> None:
+        await self.bus.create_topic(EVENTS, PARTITIONS)
+        await self.bus.create_topic(BARS, PARTITIONS)
+        await self.bus.create_topic(LETTERS, 1)
+
+    async def own(self, number: int) -> Partition:
+        """The partition, taken over if nobody has it."""
+        if number not in self.owners:
+            self.members += 1
+            self.clock.advance(LEASE_NS + 1)
+            key = PartitionKey(GROUP, EVENTS, number)
+            claim = await self.store.claim(key, f"m{self.members}", LEASE_NS)
+            assert claim
+            found = await recover(
+                self.bus,
+                self.bus.infos[EVENTS],
+                number,
+                decode_checkpoint(claim.checkpoint) if claim.checkpoint else None,
+                self.spec.base_ns,
+            )
+            assert not found.message
+            await self.publish(await self.store.outbox(GROUP, EVENTS, number))
+            self.owners[number] = Partition(
+                claim, found.checkpoint, self.spec, self.topics, codec, MAX_FUTURE_NS
+            )
+        return self.owners[number]
+
+    async def publish(self, items: list[OutboxItem]) -> None:
+        for item in items:
+            m: Message = item.message
+            to = m.partition if m.partition >= 0 else item.partition
+            entry = Entry(to, m.payload, m.count, m.provider, m.min_ts, m.max_ts, key=m.key)
+            await self.bus.append(m.destination, [entry])
+
+    async def poll(self, number: int, most: int) -> bool:
+        partition = await self.own(number)
+        records = self.bus.read(EVENTS, number, partition.position, most)
+        partition.take(records)
+        return bool(records)
+
+    async def commit(self, number: int, outcome: str) -> None:
+        """Collect what is due and write the group; crash at the chosen place."""
+        partition = await self.own(number)
+        for provider, stream in list(partition.ticks.items()):
+            if stream.due():
+                partition.collect(provider)
+        if not partition.dirty:
+            return
+        group = partition.group()
+        self.store.fail = outcome if outcome in ("before", "after") else ""
+        try:
+            result = await self.store.commit([group], [])
+        except (TransientError, FencedError):
+            self.crash(number)
+            return
+        if outcome == "unpublished":
+            self.crash(number)
+            return
+        partition.committed(group, [])
+        await self.publish(result.outbox)
+
+    def crash(self, number: int) -> None:
+        self.owners.pop(number, None)
+
+    async def takeover(self, number: int) -> None:
+        """Another owner writes while the old one still thinks that it owns the partition."""
+        old = await self.own(number)
+        del self.owners[number]
+        await self.own(number)
+        if old.dirty:
+            try:
+                await self.store.commit([old.group()], [])
+            except FencedError:
+                return
+            raise AssertionError("a fenced owner wrote")
+
+    async def drain(self) -> None:
+        """Until every record is read and everything decided is published."""
+        busy = True
+        while busy:
+            reads = [await self.poll(p, 1_000) for p in range(PARTITIONS)]
+            for p in range(PARTITIONS):
+                await self.commit(p, "done")
+            busy = any(reads)
+
+
+@st.composite
+def specs(draw: st.DrawFn) -> WindowSpec:
+    lengths_ms = draw(st.sampled_from(((500,), (1_000, 2_000, 5_000), (2_000, 3_000))))
+    return WindowSpec(
+        tuple(ms * NS_PER_MS for ms in lengths_ms),
+        draw(st.sampled_from((0, 250, 1_500))) * NS_PER_MS,
+        draw(st.sampled_from((0, 500, 1_000, 2_300))) * NS_PER_MS,
+    )
+
+
+@st.composite
+def entries(draw: st.DrawFn) -> list[list[Entry]]:
+    """Appends: columnar batches, single events, misplaced ones, marks and rejected input."""
+    log = draw(logs(8 * NS_PER_S, 4 * NS_PER_S, PROVIDERS, size_max=30))
+    appends: list[list[Entry]] = []
+    at = 0
+    while at < len(log):
+        size = draw(st.integers(1, 6))
+        part, at = log[at : at + size], at + size
+        entries: list[Entry] = []
+        shape = draw(st.integers(0, 5))
+        for batch in to_batches(part):
+            owners = [partition_of(s, PARTITIONS) for s in batch.symbols]
+            for p in range(PARTITIONS):
+                mine = [owners[c] == p for c in batch.codes.tolist()]
+                rows = batch.take([i for i, m in enumerate(mine) if m])  # type: ignore[arg-type]
+                if len(rows):
+                    to = 1 - p if shape == 5 else p
+                    make = entries_of if shape in (1, 2, 5) else lambda b, q: [entry_of(b, q)]
+                    entries += make(rows, to)
+        appends.append(entries)
+        extra = draw(st.integers(0, 9))
+        if extra < 6:
+            appends.append([draw(_extra(part[-1].src_ts, extra))])
+    return appends
+
+
+@st.composite
+def _extra(draw: st.DrawFn, now: int, kind: int) -> Entry:
+    partition, provider = draw(st.integers(0, PARTITIONS - 1)), draw(st.sampled_from(PROVIDERS))
+    if kind == 0:
+        rejected = Rejected("malformed", "broken", draw(st.binary(max_size=4)))
+        return Entry(partition, codec.encode_rejected(rejected), 1)
+    if kind == 1:
+        return Entry(partition, b"{", 1)
+    if kind == 2:
+        return mark_entry(Mark(kind="pause", provider=provider), partition)
+    if kind == 3:
+        ts = now - draw(st.integers(0, 2)) * NS_PER_S
+        return mark_entry(Mark(kind="idle", provider=provider, ts=ts), partition)
+    return mark_entry(Mark(kind="progress", provider=provider, ts=now), partition)
+
+
+actions = st.tuples(
+    st.sampled_from(
+        ("poll", "poll", "commit", "commit", "before", "after", "unpublished", "crash", "takeover")
+    ),
+    st.integers(0, PARTITIONS - 1),
+    st.integers(1, 5),
+)
+
+
+async def carry(world: World, appends: list[list[Entry]], doing: list[list[tuple[str, int, int]]]) -> None:
+    await world.begin()
+    for part, steps in zip(appends, doing, strict=True):
+        world.clock.advance(NS_PER_S // 4)
+        await world.bus.append(EVENTS, part)
+        for name, number, most in steps:
+            if name == "poll":
+                await world.poll(number, most)
+            elif name == "crash":
+                world.crash(number)
+            elif name == "takeover":
+                await world.takeover(number)
+            else:
+                await world.commit(number, name)
+    await world.drain()
+
+
+@settings(max_examples=80)
+@given(st.data(), specs(), entries())
+def test_every_event_is_counted_once_whatever_crashes(
+    data: st.DataObject, spec: WindowSpec, appends: list[list[Entry]]
+) -> None:
+    doing = data.draw(
+        st.lists(
+            st.lists(actions, max_size=5), min_size=len(appends), max_size=len(appends)
+        )
+    )
+    world = World(spec)
+    asyncio.run(carry(world, appends, doing))
+
+    expected = expect(world.bus, EVENTS, spec, MAX_FUTURE_NS)
+    assert_same(world.store.kept, expected.bars)
+    assert total_counts(world.store, EVENTS) == expected.counts
+    found = [letter.reason for letter in letters_of(world.bus)]
+    assert sorted(found) == sorted(expected.reasons.elements())
+    assert set(world.store.keys.values()) <= {1}
