@@ -70,7 +70,7 @@ rejected line of a recording stands for counts as one event.
 _CLI_INTRO = """\
 `mdp COMMAND --help` shows the same. Exit codes: 0 done, 1 failed, 2 wrong usage. Ctrl-C and SIGTERM
 ask a running command to end: it commits what it has read and exits with 0. A second one ends the
-process at once.
+process at once, with 130.
 """
 
 _SETTINGS_INTRO = """\

@@ -20,6 +20,7 @@ class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
         detail: a sentence for a person.
         topic: log it was read from; with `partition` and `offset` its position.
         original: the bytes as they came (for an event from a columnar batch, its JSON).
+        log_id: which log of that name it was.
         where: file and line of a recording, "" otherwise.
         provider: the feed, "" where it cannot be told.
         symbol: likewise.
@@ -33,6 +34,7 @@ class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
     partition: int
     offset: int
     original: bytes
+    log_id: str = ""
     where: str = ""
     provider: str = ""
     symbol: str = ""

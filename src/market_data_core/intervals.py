@@ -27,7 +27,7 @@ def parse_interval(text: str) -> int:
     match = _PATTERN.fullmatch(text.strip())
     length = int(match[1]) * _UNITS[match[2]] if match else 0
     if length <= 0:
-        msg = f"interval {text!r} is not a whole number and a unit, such as 500ms, 2s, 1m, 1h, 1d"
+        msg = f"interval {text!r} is not valid; write a number and a unit: 500ms, 2s, 1m, 1h, 1d"
         raise UsageError(msg)
     return length
 

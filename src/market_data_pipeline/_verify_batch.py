@@ -204,4 +204,4 @@ def official_bars(events: pl.DataFrame) -> pl.DataFrame:
         pl.lit(None, pl.Float64).alias("vwap"),
         pl.lit(None, pl.Int64).alias("trade_count"),
         pl.lit(value=True).alias("expected"),
-    ).select(BAR_SCHEMA)
+    ).select(list(BAR_SCHEMA))

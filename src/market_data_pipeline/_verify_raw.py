@@ -14,9 +14,10 @@ from market_data_core.contracts.bus import Bus, Codec
 from market_data_core.contracts.store import PartitionStatus, Store
 from market_data_core.deadletters import DeadLetter, decode_letters
 from market_data_core.errors import RejectedError
-from market_data_core.events import BatchBuilder, EventBatch, Kind, StreamEvent, parse_ts
+from market_data_core.events import EventBatch, Kind, StreamEvent, parse_ts
 from market_data_core.partitioning import partition_of
 from market_data_core.records import Record, TopicInfo
+from market_data_core.wire import BatchBuilder
 from market_data_pipeline.windows.assigner import FOREVER, NEVER
 from market_data_pipeline.windows.checkpoint import Checkpoint, StreamState, decode_checkpoint
 
@@ -213,7 +214,7 @@ class CountedLog:
                     pl.col("ts").is_between(from_ts, until, closed="left")
                 )
                 if symbol is not None:
-                    frame = frame.filter(pl.col("code") == self._index.get(symbol))
+                    frame = frame.filter(pl.col("code") == self._code(symbol))
                 self.events += len(frame)
                 aside = [le for le in letters if (le.topic, le.partition) == place]
                 frames.append(self._without(frame, aside))
@@ -234,8 +235,7 @@ class CountedLog:
 
     def _frame(self, batch: EventBatch, source: Source, number: int) -> pl.DataFrame:
         """The rows of a batch that belong in its partition; others were sent where they belong."""
-        index = self._index
-        codes = np.array([index.setdefault(s, len(index)) for s in batch.symbols], np.uint32)
+        codes = np.array([self._code(symbol) for symbol in batch.symbols], np.uint32)
         owners = [partition_of(s, source.info.partitions) for s in batch.symbols]
         mine = np.array(owners) == source.partition
         columns = (*batch.prices(), batch.close, batch.volume)
@@ -252,6 +252,9 @@ class CountedLog:
             pl.lit(batch.interval).alias("interval"),
         )
         return frame if mine.all() else frame.filter(mine[batch.codes])
+
+    def _code(self, symbol: str) -> int:
+        return self._index.setdefault(symbol, len(self._index))
 
     async def _letters(self, provider: str, from_ts: int, to_ts: int) -> list[DeadLetter]:
         """Events of `provider` in the range that were set aside, published or about to be."""
@@ -287,7 +290,7 @@ class CountedLog:
 
     def _key(self, letter: DeadLetter) -> tuple[int | float, ...]:
         event = msgspec.json.decode(letter.original, type=StreamEvent)
-        code = self._index.setdefault(event.symbol, len(self._index))
+        code = self._code(event.symbol)
         values = (event.o, event.h, event.l, event.c, event.v)
         return code, parse_ts(event.src_ts), event.seq, *values
 

@@ -24,7 +24,8 @@ from market_data_pipeline.producer import Producer, ProducerSettings
 from market_data_pipeline.windows.assigner import WindowSpec
 from market_data_pipeline.windows.checkpoint import Counts
 from market_data_pipeline.windows.history import LaneHistory, RawEvents
-from market_data_pipeline.windows.micro_batcher import BatcherSettings, MicroBatcher
+from market_data_pipeline.windows.micro_batcher import MicroBatcher
+from market_data_pipeline.windows.settings import BatcherSettings
 
 log = structlog.get_logger("flow")
 

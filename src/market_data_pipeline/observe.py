@@ -9,7 +9,7 @@ from market_data_core.intervals import NS_PER_MS, parse_interval
 from market_data_core.records import Record
 from market_data_pipeline import metrics
 from market_data_pipeline.windows.checkpoint import Counts
-from market_data_pipeline.windows.partition import PartitionGroup
+from market_data_pipeline.windows.group import PartitionGroup
 
 _OUTCOMES = ("received", "stored", "deduplicated", "late", "dead_lettered", "lost")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +21,7 @@ _WAIT = {
     sqlite3.SQLITE_NOMEM: "cannot be used: out of memory",
 }
 _BROKEN = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_FORMAT)
+_PAGE_SIZE_MIN = 4096
 BUSY_TIMEOUT_MS = 5_000
 
 
@@ -70,7 +72,7 @@ def connect(
     path: Path,
     application_id: int,
     synchronous: Literal["normal", "full"] = "normal",
-    page_size: int = 4096,
+    page_size: int = _PAGE_SIZE_MIN,
 ) -> sqlite3.Connection:
     """A connection in autocommit mode to our file at `path`, created if there is none.
 
@@ -109,15 +111,20 @@ def _is_fresh(path: Path, application_id: int) -> bool:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        size = path.stat().st_size
+        found = path.stat()
     except FileNotFoundError:
         return True
     except OSError as error:
         msg = f"{path} cannot be opened: {error.strerror or error}"
         raise UsageError(msg) from error
-    if size:
+    if not stat.S_ISREG(found.st_mode):
+        msg = f"{path} cannot be opened: it is not a file"
+        raise UsageError(msg)
+    if found.st_size % _PAGE_SIZE_MIN and not _log_size(path):  # from its log it is made whole
+        raise damaged(path, f"its {found.st_size} bytes are no whole number of pages")
+    if found.st_size:
         _look_inside(path, application_id)
-    return not size
+    return not found.st_size
 
 
 def _look_inside(path: Path, application_id: int) -> None:
@@ -158,15 +165,19 @@ def inode_of(path: Path) -> int:
         return 0
 
 
+def _log_size(path: Path) -> int:
+    try:
+        return os.stat(f"{path}-wal").st_size  # noqa: PTH116
+    except OSError:
+        return 0
+
+
 def fold_log(db: sqlite3.Connection, path: Path, at_least: int, force_at: int) -> None:
     """Copy the write-ahead log into the file once it is longer than `at_least` bytes.
 
     Does not hinder readers or writers unless the log has outgrown `force_at` bytes.
     """
-    try:
-        size = os.stat(f"{path}-wal").st_size  # noqa: PTH116
-    except OSError:
-        return
+    size = _log_size(path)
     if size >= at_least:
         mode = "TRUNCATE" if size >= force_at else "PASSIVE"
         try:

@@ -14,10 +14,12 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.faults.lab import ALLOW_LATE_MS, BASE_MS, EVENTS, HORIZON_MS, LETTERS, Lab
+
 from market_data_core.bars import BarBatch
 from market_data_core.deadletters import DeadLetter, decode_letters
 from market_data_core.errors import RejectedError
-from market_data_core.events import BatchBuilder, EventBatch, Rejected, StreamEvent, parse_ts
+from market_data_core.events import EventBatch, Rejected, StreamEvent, parse_ts
 from market_data_core.intervals import NS_PER_MS, parse_interval
 from market_data_core.records import Mark, Record
 from market_data_core.testing.oracle import (
@@ -30,10 +32,10 @@ from market_data_core.testing.oracle import (
     oracle_events,
     reference_run,
 )
+from market_data_core.wire import BatchBuilder
 from market_data_pipeline.bus import codec
 from market_data_pipeline.bus.embedded import EmbeddedBus
 from market_data_pipeline.windows.checkpoint import Checkpoint, Counts, decode_checkpoint
-from tests.faults.lab import ALLOW_LATE_MS, BASE_MS, EVENTS, HORIZON_MS, LETTERS, Lab
 
 StoredKey = tuple[str, str, str, int]
 """provider, symbol, interval, start of the window (UTC ns)."""

@@ -50,7 +50,10 @@ class Worker:
     @property
     def listens(self) -> bool:
         """Whether it handles SIGTERM by now; before, a signal ends the interpreter as it starts."""
-        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        try:
+            status = Path(f"/proc/{self.process.pid}/status").read_text()
+        except FileNotFoundError:
+            return False
         caught = re.search(r"^SigCgt:\s*([0-9a-f]+)$", status, re.M)
         return bool(caught and int(caught[1], 16) >> (signal.SIGTERM - 1) & 1)
 

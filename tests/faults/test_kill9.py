@@ -12,15 +12,16 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 
 import pytest
+from tests.faults import checks
+from tests.faults.lab import BARS, EVENTS, Lab, Worker, wait_until
+from tests.faults.recordings import START_NS, SYMBOLS, trades, write_recording
 
 from market_data_core.events import StreamEvent, format_ts
 from market_data_core.intervals import NS_PER_S
 from market_data_core.testing.oracle import OracleEvent
-from tests.faults import checks
-from tests.faults.lab import BARS, EVENTS, Lab, Worker, wait_until
-from tests.faults.recordings import START_NS, SYMBOLS, trades, write_recording
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(600)]
 
@@ -98,9 +99,8 @@ def _carry(lab: Lab, command: list[str], chance: random.Random, kills: int) -> i
         doom = _doom(chance) if chance.random() < 0.5 else ""
         worker = lab.start(*command, doom=doom)
         if not doom:
-            with suppress(AssertionError):
-                delay = chance.uniform(0.2, 2.2)
-                wait_until(lambda: not worker.alive, "", delay)  # noqa: B023
+            life = _Life.begin("run", worker, chance)
+            wait_until(lambda: life.over, "the process dies")  # noqa: B023
             worker.kill()
         code = worker.wait()
         if code == 0:
@@ -157,59 +157,79 @@ def test_live(
         record_property(f"kills of {name}", count)
 
 
+@dataclass
+class _Life:
+    """A process and how long it has, from its start or from when it begins to work."""
+
+    kind: str
+    worker: Worker
+    seconds: float
+    from_start: bool
+    began: float | None = None
+
+    @property
+    def over(self) -> bool:
+        """Whether its time has come, or it is dead already."""
+        if self.began is None and (self.from_start or self.worker.listens):
+            self.began = time.monotonic()
+        expired = self.began is not None and time.monotonic() >= self.began + self.seconds
+        return expired or not self.worker.alive
+
+    @classmethod
+    def begin(cls, kind: str, worker: Worker, chance: random.Random) -> _Life:
+        """Draw its length; most die at work, some while they start."""
+        if chance.random() < 0.2:
+            return cls(kind, worker, chance.uniform(0.1, 1.0), from_start=True)
+        return cls(kind, worker, chance.uniform(0.0, 1.5), from_start=False)
+
+
 class _Storm:
     """Keeps a feed and a few workers going while they are killed."""
 
     def __init__(self, lab: Lab, chance: random.Random) -> None:
         self._lab, self._chance = lab, chance
         self._feeds = 0
-        self._running: list[tuple[str, Worker]] = []
+        self._lives: list[_Life] = []
         self._seen: dict[int, tuple[int, ...]] = {}
 
-    def _feed(self, doom: str) -> Worker:
-        """The next part of the feed; it overlaps the one before."""
-        config = self._lab.config(start=format_ts(START_NS + self._feeds * 20 * NS_PER_S))
-        self._feeds += 1
-        command = ("stream", "produce", "--provider", "synthetic", "--for", "30s")
-        return self._lab.start(*command, config=config, doom=doom)
-
-    def _start(self, kind: str, doomed: bool = True) -> None:
-        doom = _doom(self._chance) if doomed and self._chance.random() < 0.5 else ""
-        worker = (
-            self._feed(doom) if kind == "produce" else self._lab.start("stream", kind, doom=doom)
-        )
-        self._running.append((kind, worker))
+    def _start(self, kind: str) -> None:
+        doom = _doom(self._chance) if self._chance.random() < 0.5 else ""
+        if kind == "produce":  # the next part of the feed; it overlaps the one before
+            config = self._lab.config(start=format_ts(START_NS + self._feeds * 20 * NS_PER_S))
+            self._feeds += 1
+            command = ("stream", "produce", "--provider", "synthetic", "--for", "30s")
+            worker = self._lab.start(*command, config=config, doom=doom)
+        else:
+            worker = self._lab.start("stream", kind, doom=doom)
+        self._lives.append(_Life.begin(kind, worker, self._chance))
 
     def _fill(self) -> None:
-        kinds = Counter(kind for kind, _ in self._running)
+        kinds = Counter(life.kind for life in self._lives)
         for kind, wanted in (("produce", 1), ("micro-batch", self._chance.choice((2, 2, 3)))):
             for _ in range(wanted - kinds[kind]):
                 self._start(kind)
 
     def _bury(self) -> Counter[str]:
         """Take the dead away; those that killed themselves count."""
-        dead = [(kind, worker) for kind, worker in self._running if not worker.alive]
-        self._running = [pair for pair in self._running if pair not in dead]
-        for _, worker in dead:
-            assert worker.wait() in (0, -9), worker.output
-            assert "Traceback" not in worker.output, worker.output
-        return Counter(kind for kind, worker in dead if worker.wait() == -9)
+        dead = [life for life in self._lives if not life.worker.alive]
+        self._lives = [life for life in self._lives if life not in dead]
+        for life in dead:
+            assert life.worker.wait() in (0, -9), life.worker.output
+            assert "Traceback" not in life.worker.output, life.worker.output
+        return Counter(life.kind for life in dead if life.worker.wait() == -9)
 
     def rage(self, kills: int) -> Counter[str]:
         """Kill until so many have hit; returns how many of each."""
         hits: Counter[str] = Counter()
         while hits.total() < kills:
             self._fill()
-            time.sleep(self._chance.uniform(0, 1.0))  # the moment of the next kill
+            wait_until(lambda: any(life.over for life in self._lives), "a process dies")
+            for life in self._lives:
+                if life.over and life.worker.alive:
+                    self._look()
+                    life.worker.kill()
+                    self._compare()
             hits += self._bury()
-            if not self._running or hits.total() >= kills:
-                continue
-            kind, victim = self._chance.choice(self._running)
-            self._look()
-            if victim.kill():
-                hits[kind] += 1
-            self._running.remove((kind, victim))
-            self._compare()
         return hits
 
     def _look(self) -> None:
@@ -226,22 +246,25 @@ class _Storm:
             assert now[: len(seen)] == seen
 
     def settle(self) -> None:
-        """Let the feed end and the workers read everything, then stop them."""
-        self._bury()
-        for kind, worker in self._running:
-            if kind == "produce":
-                worker.stop()
-        self._bury()
-        self._start("micro-batch", doomed=False)
-        wait_until(self._all_read, "the log is read to its end", 30)
-        for _, worker in list(self._running):
-            if worker.alive:
-                worker.stop()
-        self._bury()
+        """Stop what still runs, and let one worker do the rest."""
+        for kind in ("produce", "micro-batch"):
+            for life in self._lives:
+                if life.kind == kind and life.worker.alive:
+                    life.worker.stop()
+            self._bury()
+        # what a worker left unpublished when it died is published by whoever owns its partition
+        last = self._lab.start("stream", "micro-batch")
+        wait_until(self._owned_by_one, "one worker owns all partitions")
+        wait_until(self._all_read, "the log is read to its end")
+        last.stop()
+
+    def _owned_by_one(self) -> bool:
+        owners = checks.query(
+            self._lab.store_file, "SELECT owner, count(*) FROM partitions GROUP BY 1"
+        )
+        return len(owners) == 1 and owners[0][0] != ""
 
     def _all_read(self) -> bool:
-        if not any(kind == "micro-batch" and worker.alive for kind, worker in self._running):
-            self._start("micro-batch", doomed=False)
         places = checks.checkpoints(self._lab, EVENTS)
         last = checks.query(
             self._lab.topic_file(EVENTS),

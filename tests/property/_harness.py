@@ -10,8 +10,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from market_data_core.bars import BarBatch
 from market_data_core.clock import ManualClock
 from market_data_core.contracts.store import (
@@ -25,8 +23,8 @@ from market_data_core.contracts.store import (
     PartitionStatus,
 )
 from market_data_core.deadletters import DeadLetter, decode_letters
-from market_data_core.errors import FencedError, LogLostError, TransientError
-from market_data_core.events import REASONS, BatchBuilder, EventBatch, Rejected, StreamEvent
+from market_data_core.errors import FencedError, LogLostError, RejectedError, TransientError
+from market_data_core.events import REASONS, EventBatch, Rejected, StreamEvent
 from market_data_core.intervals import format_interval
 from market_data_core.partitioning import partition_of
 from market_data_core.records import Bounds, Entry, Mark, Record, TopicInfo
@@ -42,10 +40,12 @@ from market_data_core.testing.oracle import (
     oracle_events,
     reference_run,
 )
+from market_data_core.wire import BatchBuilder
 from market_data_pipeline.bus import codec
-from market_data_pipeline.windows.aggregate import Bars
 from market_data_pipeline.windows.assigner import WindowSpec
 from market_data_pipeline.windows.checkpoint import Counts, decode_checkpoint
+from market_data_pipeline.windows.group import rounded
+from market_data_pipeline.windows.stream import Closed, WindowStream
 
 if TYPE_CHECKING:
     import polars as pl
@@ -68,18 +68,12 @@ def assert_same(found: Mapping[Any, OracleBar], expected: Mapping[Any, OracleBar
         assert bits(bar) == bits(expected[key]), (key, bar, expected[key])
 
 
-def plain_bars(provider: str, symbols: Sequence[str], bars: Bars) -> dict[BarKey, OracleBar]:
+def plain_bars(provider: str, stream: WindowStream, closed: Closed) -> dict[BarKey, OracleBar]:
     """The window engine's exact bars as the oracle writes them."""
-    volume, notional = bars.volume.to_floats(), bars.notional.to_floats()
-    with np.errstate(divide="ignore", invalid="ignore"):
-        vwap = np.where(volume == 0, np.nan, notional / volume)
-    prices = [c.to_floats() for c in (bars.open, bars.high, bars.low, bars.close)]
-    return oracle_bars(
-        BarBatch(
-            provider, "1s", "final", tuple(symbols), bars.codes, bars.start,
-            prices[0], prices[1], prices[2], prices[3], volume, vwap, bars.count,
-        )
-    )  # fmt: skip
+    found: dict[BarKey, OracleBar] = {}
+    for decided in rounded(provider, stream, closed):
+        found |= oracle_bars(decided.bars)
+    return found
 
 
 class MemoryBus:
@@ -304,7 +298,9 @@ class MemoryStore:
                 assert counts.holds(), counts
                 stored += counts.stored
         if self.base:
-            bars = [b.trade_count for (interval, _), b in self.kept.items() if interval == self.base]
+            bars = [
+                b.trade_count for (interval, _), b in self.kept.items() if interval == self.base
+            ]
             assert stored == sum(bars), (stored, bars)
 
     async def outbox(self, group: str, topic: str, partition: int) -> list[OutboxItem]:
@@ -358,7 +354,11 @@ class Expected:
 
 
 def _items(payload: bytes, record: Record, max_future_ns: int | None) -> Iterable[LogItem]:
-    item = codec.decode(payload)
+    try:
+        item = codec.decode(payload)
+    except RejectedError as error:
+        yield Rejected(error.reason, str(error), payload)
+        return
     if isinstance(item, StreamEvent):
         builder = BatchBuilder()
         builder.add(item, record.append_ts)

@@ -6,6 +6,7 @@ from random import Random
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.property._harness import assert_same, distinct, plain_bars
 
 from market_data_core.events import EventBatch
 from market_data_core.intervals import NS_PER_MS
@@ -21,7 +22,6 @@ from market_data_core.testing.strategies import cuts, logs, to_batches
 from market_data_pipeline.windows.assigner import FOREVER, WindowSpec
 from market_data_pipeline.windows.checkpoint import StreamState
 from market_data_pipeline.windows.stream import Collected, WindowStream
-from tests.property._harness import assert_same, distinct, plain_bars
 
 INTERVALS_MS = ((1_000,), (1_000, 2_000, 5_000), (2_000, 3_000), (500, 60_000), (700, 2_100))
 
@@ -32,7 +32,9 @@ class Reader:
     def __init__(self, spec: WindowSpec) -> None:
         self.spec = spec
         self.stream = WindowStream(spec)
-        self.bars: dict[int, dict[BarKey, OracleBar]] = {i: {} for i in (spec.base_ns, *spec.intervals_ns)}
+        self.bars: dict[int, dict[BarKey, OracleBar]] = {
+            i: {} for i in (spec.base_ns, *spec.intervals_ns)
+        }
         self.log: list[EventBatch] = []
         self.late = self.stored = self.deduplicated = self.conflicts = 0
 
@@ -45,11 +47,13 @@ class Reader:
         self.stored += out.stored
         self.deduplicated += out.deduplicated
         self.conflicts += len(out.conflicts)
-        for length, bars, revised in out.bars:
-            found = plain_bars("one", list(self.stream.symbols), bars)
-            assert len(found) == len(bars)
-            assert revised or not found.keys() & self.bars[length].keys()
-            self.bars[length] |= found
+        for closed in out.bars:
+            known, found = self.bars[closed.length_ns], plain_bars("one", self.stream, closed)
+            assert len(found) == len(closed.bars)
+            assert closed.revised or not found.keys() & known.keys()
+            known |= found
+            assert sum(closed.fresh.tolist()) == 0 or closed.length_ns == self.spec.base_ns
+        assert sum(sum(closed.fresh.tolist()) for closed in out.bars) == out.stored
 
     def restart(self) -> None:
         """As a new owner: the state of a commit, and the log from the resume position on."""

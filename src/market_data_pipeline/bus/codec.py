@@ -24,11 +24,11 @@ from market_data_core.events import (
     Kind,
     Rejected,
     StreamEvent,
-    decode_event,
 )
 from market_data_core.intervals import canonical_interval
 from market_data_core.records import CodecName, Mark
 from market_data_core.scaled import Array, Scaled
+from market_data_core.wire import decode_event
 
 _COLUMNS, _MARK, _REJECTED = b"MDPC", b"MDPM", b"MDPR"
 _HEADER_LENGTH = 4
@@ -176,6 +176,8 @@ def _decode_columns(payload: bytes) -> EventBatch:
     at += size
     _require(header.rows > 0, "it has no events")
     _require(len(header.columns) in (6, 9), "the number of columns is wrong")
+    plain = all(column.dtype != "text" for column in header.columns[:4])
+    _require(plain, "a symbol code, time or sequence is not an integer of 64 bits")
     arrays = []
     for column in header.columns:
         arrays.append(_unpack(column, header.rows, payload, at))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import msgspec
 import numpy as np
@@ -12,7 +12,11 @@ from numpy.typing import NDArray
 from market_data_core.bars import BarBatch
 from market_data_core.contracts.store import BadRow, Claim, Gap, Message
 from market_data_core.deadletters import DeadLetter, encode_letters
+from market_data_core.events import REASONS, EventBatch, Rejected
+from market_data_core.intervals import format_interval
+from market_data_core.records import Record
 from market_data_pipeline.windows.checkpoint import Checkpoint
+from market_data_pipeline.windows.stream import Closed, WindowStream
 
 _LETTERS_PER_MESSAGE = 1_000
 _LETTER_BYTES_PER_MESSAGE = 8 << 20
@@ -120,3 +124,102 @@ def _letters_message(topic: str, key: str, letters: list[DeadLetter]) -> Message
         min_ts=min(times),
         max_ts=max(times),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Topics:
+    """Names and sizes that a partition publishes to.
+
+    Attributes:
+        events: the topic it reads.
+        partitions: how many partitions that has.
+        bars: where changed bars go.
+        letters: where dead letters go.
+    """
+
+    events: str
+    partitions: int
+    bars: str
+    letters: str
+
+
+class Letters:
+    """Dead letters of one partition that wait for the next group."""
+
+    def __init__(self, topic: str, log_id: str, partition: int) -> None:
+        self._topic, self._log_id, self._partition = topic, log_id, partition
+        self._letters: list[DeadLetter] = []
+
+    def __len__(self) -> int:
+        return len(self._letters)
+
+    def handed_over(self) -> list[DeadLetter]:
+        """All letters since the last call."""
+        letters, self._letters = self._letters, []
+        return letters
+
+    def rejected(self, record: Record, item: Rejected) -> None:
+        """A record that could not be read."""
+        self._letters.append(
+            DeadLetter(
+                reason=item.reason,
+                detail=item.detail,
+                topic=self._topic,
+                log_id=self._log_id,
+                partition=self._partition,
+                offset=record.offset,
+                original=item.original,
+                where=item.where,
+                events=record.count,
+            )
+        )
+
+    def events(self, batch: EventBatch, position: int, reason: str) -> None:
+        """Events that were read but cannot be used, from the record at `position`."""
+        for event, src_ts in zip(batch.events(), batch.src_ts.tolist(), strict=True):
+            self._letters.append(
+                DeadLetter(
+                    reason=reason,
+                    detail=REASONS[reason],
+                    topic=self._topic,
+                    log_id=self._log_id,
+                    partition=self._partition,
+                    offset=position,
+                    original=msgspec.json.encode(event),
+                    provider=event.provider,
+                    symbol=event.symbol,
+                    src_ts=src_ts,
+                )
+            )
+
+
+def rounded(provider: str, stream: WindowStream, closed: Closed) -> list[Decided]:
+    """Exact bars rounded for the store; those that lack lost events apart, marked as such."""
+    bars = closed.bars
+    volume, notional = bars.volume.to_floats(), bars.notional.to_floats()
+    with np.errstate(divide="ignore", invalid="ignore"):
+        vwap = np.where(volume == 0, np.nan, notional / volume)
+    batch = BarBatch(
+        provider=provider,
+        interval=format_interval(closed.length_ns),
+        state="revised" if closed.revised else "final",
+        symbols=tuple(stream.symbols),
+        codes=bars.codes,
+        ts=bars.start,
+        open=bars.open.to_floats(),
+        high=bars.high.to_floats(),
+        low=bars.low.to_floats(),
+        close=bars.close.to_floats(),
+        volume=volume,
+        vwap=vwap,
+        trade_count=bars.count,
+    )
+    # a wide bar lacks events as soon as it touches the span in which some were lost
+    tainted = (bars.start < stream.taint) & (bars.start + closed.length_ns > stream.fence)
+    if not tainted.any():
+        return [Decided(batch, closed.fresh)]
+    parts = [
+        Decided(batch.take(~tainted), closed.fresh[~tainted]),
+        Decided(replace(batch.take(tainted), state="gap"), closed.fresh[tainted]),
+    ]
+    return [part for part in parts if len(part.bars)]

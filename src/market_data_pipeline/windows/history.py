@@ -11,9 +11,10 @@ from market_data_core.contracts.bus import Bus, Codec
 from market_data_core.contracts.store import Store
 from market_data_core.deadletters import DeadLetter, decode_letters
 from market_data_core.errors import RejectedError
-from market_data_core.events import BatchBuilder, EventBatch, StreamEvent, parse_ts
+from market_data_core.events import EventBatch, StreamEvent, parse_ts
 from market_data_core.partitioning import partition_of
 from market_data_core.records import Record, TopicInfo
+from market_data_core.wire import BatchBuilder
 from market_data_pipeline.windows.assigner import FOREVER, NEVER, WindowSpec, floor_to
 from market_data_pipeline.windows.checkpoint import Checkpoint, decode_checkpoint
 

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from collections.abc import Sequence
 
 import structlog
 
@@ -18,74 +16,26 @@ from market_data_core.clock import Clock
 from market_data_core.contracts.bus import Bus, Codec
 from market_data_core.contracts.store import (
     Claim,
-    CommitResult,
-    OutboxItem,
     PartitionKey,
     Store,
     WriteCounts,
 )
 from market_data_core.errors import FencedError, TransientError
-from market_data_core.events import EventBatch
 from market_data_core.records import Entry, TopicInfo
 from market_data_pipeline.observe import Observer
 from market_data_pipeline.windows.assigner import FOREVER, WindowSpec
 from market_data_pipeline.windows.checkpoint import Counts, decode_checkpoint
-from market_data_pipeline.windows.partition import Partition, PartitionGroup, Topics
+from market_data_pipeline.windows.group import PartitionGroup, Topics
+from market_data_pipeline.windows.partition import Partition
 from market_data_pipeline.windows.recovery import recover
+from market_data_pipeline.windows.settings import BatcherSettings, History
+from market_data_pipeline.windows.writer import GroupWriter
 
-T = TypeVar("T")
 log = structlog.get_logger("micro_batcher")
 
-_RETRY_MIN_S, _RETRY_MAX_S = 0.05, 2.0
 _TICK_S = 0.02
 _RETAIN_EVERY_S = 60.0
 _PENDING_ROWS_MAX = 20_000
-
-
-@dataclass(frozen=True, slots=True)
-class BatcherSettings:
-    """How a worker behaves.
-
-    Attributes:
-        group: consumer group.
-        member: this worker's name, unique in the group.
-        lease_ns: how long an owner may be silent before its partitions are taken over.
-        flush_timeout_ns: silence after which a provider's clock is taken to go on.
-        commit_interval_ns: how often positions are committed when no bar is due.
-        poll_bytes: how much is read at a time over all partitions.
-        max_future_ns: how far ahead of its append a live event may be; None on a lane.
-        retention_ns: age at which read records are forgotten.
-        retention_bytes: size of the topic beyond which they are forgotten earlier.
-    """
-
-    group: str
-    member: str
-    lease_ns: int
-    flush_timeout_ns: int
-    commit_interval_ns: int
-    poll_bytes: int
-    max_future_ns: int | None
-    retention_ns: int
-    retention_bytes: int
-
-    @property
-    def live(self) -> bool:
-        """Whether events come from feeds whose clocks go on by themselves."""
-        return self.max_future_ns is not None
-
-
-class History(Protocol):
-    """What a lane has to know of everything that came before it."""
-
-    async def limit(self, provider: str, partition: int) -> int:
-        """Windows that end above this belong to a live feed that may still write them."""
-        ...
-
-    async def known(
-        self, provider: str, partition: int, from_ts: int, to_ts: int
-    ) -> list[EventBatch]:
-        """Ticks that other lanes and feeds have stored in [from_ts, to_ts)."""
-        ...
 
 
 class MicroBatcher:
@@ -124,11 +74,11 @@ class MicroBatcher:
         self._bus, self._store, self._codec = bus, store, codec
         self._spec, self._info, self._settings, self._clock = spec, info, settings, clock
         self._topics = Topics(info.name, info.partitions, bars_topic, letters_topic)
-        self._observer, self._history, self._guard = observer, history, guard
+        self._observer, self._history = observer, history
+        self._writer = GroupWriter(bus, store, observer, guard)
         self._owned: dict[int, Partition] = {}
         self._known_to: dict[tuple[int, str], int] = {}
         self._committing: asyncio.Task[None] | None = None
-        self._published: list[int] = []
         self._beat_at = self._commit_at = self._retain_at = 0.0
         self.written = WriteCounts()
 
@@ -177,9 +127,7 @@ class MicroBatcher:
                 await self._retain()
             await self._commit(list(self._owned.values()))
             await self._settle_commit()
-            if self._published:
-                await self._retry(lambda: self._store.commit([], self._published, self._guard))
-                self._published = []
+            await self._writer.tidy()
         finally:
             await self._leave()
 
@@ -200,7 +148,7 @@ class MicroBatcher:
         self._beat_at = now + s.lease_ns / 6e9
         self._observer.alive(self._clock.now_ns(), self.open_windows)
         tokens = {p: part.claim.token for p, part in self._owned.items()}
-        members = await self._retry(
+        members = await self._writer.retry(
             lambda: self._store.heartbeat(s.group, self._info.name, s.member, s.lease_ns, tokens)
         )
         share, rest = divmod(self._info.partitions, len(members))
@@ -216,18 +164,18 @@ class MicroBatcher:
         await self._settle_commit()
         partition = self._owned.pop(number, None)
         if partition:
-            await self._retry(lambda: self._store.release(partition.claim))
+            await self._writer.retry(lambda: self._store.release(partition.claim))
             log.debug("partition handed over", topic=self._info.name, partition=number)
 
     async def _claim_free(self, wanted: int) -> None:
         s = self._settings
-        rows = await self._retry(lambda: self._store.status(s.group, self._info.name))
+        rows = await self._writer.retry(lambda: self._store.status(s.group, self._info.name))
         stale = self._clock.now_ns() - s.lease_ns
         held = {r.key.partition for r in rows if r.owner and r.heartbeat >= stale}
         free = [p for p in range(self._info.partitions) if p not in self._owned and p not in held]
         for number in free[:wanted]:
             key = PartitionKey(s.group, self._info.name, number)
-            claim = await self._retry(
+            claim = await self._writer.retry(
                 lambda key=key: self._store.claim(key, s.member, s.lease_ns)  # type: ignore[misc]
             )
             if claim:
@@ -241,7 +189,7 @@ class MicroBatcher:
             log.error("the log has lost events", message=found.message)
             self._observer.error("log_lost")
         left = await self._store.outbox(claim.key.group, claim.key.topic, number)
-        await self._publish(left)
+        await self._writer.publish(left)
         partition = Partition(
             claim,
             found.checkpoint,
@@ -263,7 +211,7 @@ class MicroBatcher:
         if not positions:
             await asyncio.sleep(_TICK_S)
             return False
-        found = await self._retry(
+        found = await self._writer.retry(
             lambda: self._bus.poll(
                 self._info.name, positions, self._settings.poll_bytes, self._wait_s()
             )
@@ -303,13 +251,15 @@ class MicroBatcher:
     async def _consult(self, history: History, partition: Partition, provider: str) -> int:
         """Bring in what others know of the windows about to close; returns how far they may."""
         number, stream = partition.claim.key.partition, partition.ticks[provider]
-        limit = await self._retry(lambda: history.limit(provider, number))
+        limit = await self._writer.retry(lambda: history.limit(provider, number))
         target = min(stream.watermark, stream.known_until(), limit)
         begin = self._known_to.get((number, provider))
         if begin is None:
             begin = stream.history_from()
         if target > begin:
-            batches = await self._retry(lambda: history.known(provider, number, begin, target))
+            batches = await self._writer.retry(
+                lambda: history.known(provider, number, begin, target)
+            )
             for batch in batches:
                 stream.inject(batch)
             self._known_to[number, provider] = target
@@ -325,7 +275,7 @@ class MicroBatcher:
             for mark in partition.idle_marks(now, silence)
         ]
         if entries:
-            await self._retry(lambda: self._bus.append(self._info.name, entries))
+            await self._writer.retry(lambda: self._bus.append(self._info.name, entries))
 
     # ---- writing ---------------------------------------------------------------------------
 
@@ -343,10 +293,9 @@ class MicroBatcher:
             await task
 
     async def _write(self, work: list[tuple[Partition, PartitionGroup]]) -> None:
-        published, self._published = self._published, []
         while work:
             try:
-                result = await self._commit_once([group for _, group in work], published)
+                result = await self._writer.commit([group for _, group in work])
                 break
             except FencedError as error:
                 kept = [w for w in work if w[1].claim.key.partition != error.partition]
@@ -357,7 +306,6 @@ class MicroBatcher:
                 log.warning("partition was taken over", partition=error.partition)
                 self._observer.error("fenced")
         else:
-            self._published = published
             return
         now = self._clock.now_ns()
         for partition, group in work:
@@ -365,61 +313,7 @@ class MicroBatcher:
             self._observer.committed(group, now)
         self.written.add(result.counts)
         self._observer.written(result.counts, self.counts.open)
-        await self._publish(result.outbox)
-
-    async def _commit_once(
-        self, groups: Sequence[PartitionGroup], published: Sequence[int]
-    ) -> CommitResult:
-        """Commit; if the outcome is unknown, find it out before trying again."""
-
-        async def attempt() -> CommitResult:
-            began = time.perf_counter()
-            try:
-                return await self._store.commit(groups, published, self._guard)
-            except TransientError:
-                done = await self._already_committed(groups)
-                if done is None:
-                    raise
-                return done
-            finally:
-                self._observer.store_write(time.perf_counter() - began)
-
-        return await self._retry(attempt)
-
-    async def _already_committed(self, groups: Sequence[PartitionGroup]) -> CommitResult | None:
-        """The result of a commit whose answer was lost; None if it did not happen."""
-        claim = groups[0].claim
-        rows = await self._store.status(claim.key.group, claim.key.topic)
-        row = next(r for r in rows if r.key == claim.key)
-        if row.token != claim.token or row.sequence == claim.sequence:
-            return None
-        result = CommitResult()
-        for group in groups:
-            key = group.claim.key
-            result.outbox += await self._store.outbox(key.group, key.topic, key.partition)
-        return result
-
-    async def _publish(self, items: Sequence[OutboxItem]) -> None:
-        """Append committed messages to their topics; each key has effect once."""
-        by_topic: dict[str, list[OutboxItem]] = {}
-        for item in items:
-            by_topic.setdefault(item.message.destination, []).append(item)
-        for topic, group in by_topic.items():
-            entries = [
-                Entry(
-                    m.partition if m.partition >= 0 else item.partition,
-                    m.payload,
-                    m.count,
-                    m.provider,
-                    m.min_ts,
-                    m.max_ts,
-                    key=m.key,
-                )
-                for item in group
-                for m in (item.message,)
-            ]
-            await self._retry(lambda t=topic, e=entries: self._bus.append(t, e))  # type: ignore[misc]
-            self._published += [item.id for item in group]
+        await self._writer.publish(result.outbox)
 
     async def _retain(self) -> None:
         """Forget records that every window has passed and that are old enough."""
@@ -431,15 +325,3 @@ class MicroBatcher:
         for number, partition in self._owned.items():
             resume = partition.checkpoint.resume
             await self._bus.trim(self._info.name, number, resume, before, s.retention_bytes)
-
-    async def _retry(self, call: Callable[[], Awaitable[T]]) -> T:
-        """Wait out transient errors: what the bus keeps is not lost by waiting."""
-        pause = _RETRY_MIN_S
-        while True:
-            try:
-                return await call()
-            except TransientError as error:
-                log.warning("waiting", error=str(error), seconds=round(pause, 2))
-                self._observer.retried()
-            await asyncio.sleep(pause)
-            pause = min(pause * 2, _RETRY_MAX_S)

@@ -18,6 +18,7 @@ from market_data_core.intervals import parse_interval
 from market_data_pipeline.windows.aggregate import Events, Index, order_events
 from market_data_pipeline.windows.assigner import NEVER, WindowSpec, running_greatest
 from market_data_pipeline.windows.checkpoint import StreamState
+from market_data_pipeline.windows.group import Decided
 
 _NONE: Index = np.empty(0, np.intp)
 
@@ -26,7 +27,7 @@ _NONE: Index = np.empty(0, np.intp)
 class OfficialTaken:
     """What taking vendor bars gave: bars to write, and indices of the rest of the batch."""
 
-    bars: list[BarBatch]
+    bars: list[Decided]
     stored: int
     deduplicated: int
     late: Index
@@ -90,11 +91,14 @@ class OfficialBars:
         last = np.ones(len(ts), bool)
         last[:-1] = (codes[1:] != codes[:-1]) | (ts[1:] != ts[:-1])
         write = joined.take(ordered.arrival[new & last])
+        # every version of a bar is an event: those that came now stand or fall with its row
+        ends = np.flatnonzero(last)
+        fresh = np.add.reduceat(new.astype(np.int64), np.concatenate(([0], ends[:-1] + 1)))
         keep = joined.take(np.sort(ordered.arrival))
         keep = keep.take(keep.src_ts >= self._watermark - self._horizon)
         self._recent = keep if len(keep) else None
         return OfficialTaken(
-            [_bars(write)] if len(write) else [],
+            [Decided(_bars(write), fresh[new[ends]])] if len(write) else [],
             int(new.sum()),
             len(duplicates),
             np.flatnonzero(late),

@@ -5,50 +5,31 @@ No I/O: the micro-batcher hands records in and takes groups out.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import replace
 
 import msgspec
 import numpy as np
 
-from market_data_core.bars import BarBatch
 from market_data_core.contracts.bus import Codec
 from market_data_core.contracts.store import BadRow, Claim, Gap, Message
-from market_data_core.deadletters import DeadLetter, encode_letters
 from market_data_core.errors import RejectedError
 from market_data_core.events import (
     REASONS,
     SRC_TS_MAX,
-    BatchBuilder,
     EventBatch,
     Rejected,
     StreamEvent,
 )
-from market_data_core.intervals import format_interval
 from market_data_core.partitioning import partition_of
 from market_data_core.records import Mark, Record
-from market_data_pipeline.windows.aggregate import Bars, Index
+from market_data_core.wire import BatchBuilder
+from market_data_pipeline.windows.aggregate import Index
 from market_data_pipeline.windows.assigner import FOREVER, WindowSpec, floor_to
 from market_data_pipeline.windows.checkpoint import Checkpoint
+from market_data_pipeline.windows.group import Decided, Letters, PartitionGroup, Topics, rounded
 from market_data_pipeline.windows.official import OfficialBars
-from market_data_pipeline.windows.stream import Collected, WindowStream
-
-
-@dataclass(frozen=True, slots=True)
-class Topics:
-    """Names and sizes that a partition publishes to.
-
-    Attributes:
-        events: the topic it reads.
-        partitions: how many partitions that has.
-        bars: where changed bars go.
-        letters: where dead letters go.
-    """
-
-    events: str
-    partitions: int
-    bars: str
-    letters: str
+from market_data_pipeline.windows.stream import WindowStream
 
 
 class Partition:
@@ -87,9 +68,10 @@ class Partition:
         self._checksum = checkpoint.checksum
         self._counts = msgspec.structs.replace(checkpoint.counts)
         self._forwarded = checkpoint.forwarded
+        self._log_received = self._counts.received + self._forwarded - checkpoint.received_before
         self._official: dict[tuple[str, str], OfficialBars] = {}
-        self._bars: list[BarBatch] = []
-        self._letters: list[DeadLetter] = []
+        self._bars: list[Decided] = []
+        self._letters = Letters(topics.events, checkpoint.log_id, claim.key.partition)
         self._forwards: list[Message] = []
         self._builder = BatchBuilder()
         self._singles: list[tuple[Record, bytes]] = []
@@ -134,15 +116,13 @@ class Partition:
                 self._take_batch(item, record, record.offset, new)
             elif isinstance(item, Rejected):
                 if new:
-                    self._reject(record, item.reason, item.detail, item.original, item.where)
+                    self._reject(record, item)
             else:
-                self._take_mark(item, record)
+                self._take_mark(item, record, new)
         self.position = record.offset + 1
         if new:
             self._counted, self._checksum = self.position, record.checksum
-            self._counts.received = (
-                self._checkpoint.received_before + record.received + record.count - self._forwarded
-            )
+            self._log_received = record.received + record.count
             self.dirty = True
 
     def _latest(self, record: Record) -> int:
@@ -155,6 +135,10 @@ class Partition:
         """Whether the record was not counted when this owner took over."""
         return record.offset >= self._first_new
 
+    def _reject(self, record: Record, item: Rejected) -> None:
+        self._counts.dead_lettered += record.count
+        self._letters.rejected(record, item)
+
     def _take_single(self, event: StreamEvent, record: Record) -> None:
         if self._singles and self._is_new(self._singles[0][0]) != self._is_new(record):
             self._flush_singles()
@@ -163,7 +147,7 @@ class Partition:
             self._builder.add(event, record.append_ts, token, latest)
         except RejectedError as error:
             if self._is_new(record):
-                self._reject(record, error.reason, str(error), record.payload)
+                self._reject(record, Rejected(error.reason, str(error), record.payload))
             return
         self._singles.append((record, record.payload))
 
@@ -178,12 +162,15 @@ class Partition:
         for index, reason in rejected:
             if new:
                 record, original = singles[index]
-                self._reject(record, reason, REASONS[reason], original)
+                self._reject(record, Rejected(reason, REASONS[reason], original))
         for batch in batches:  # each event's time was already held against its own append
             self._take_batch(batch, singles[-1][0], first.offset, new)
 
-    def _take_mark(self, mark: Mark, record: Record) -> None:
-        self.last_append[mark.provider] = record.append_ts
+    def _take_mark(self, mark: Mark, record: Record, new: bool) -> None:
+        if mark.kind != "idle":  # which is our own word: the silence goes on
+            self.last_append[mark.provider] = record.append_ts
+        if not new:
+            return  # the checkpoint knows it; a pause that is over must not come back
         if mark.kind == "end":
             self.ended = True
             for stream in self.ticks.values():
@@ -209,7 +196,8 @@ class Partition:
         ahead = batch.src_ts > self._latest(record)
         if ahead.any():
             if new:
-                self._dead(batch.take(ahead), position, "future")
+                self._counts.dead_lettered += int(ahead.sum())
+                self._letters.events(batch.take(ahead), position, "future")
             batch = batch.take(~ahead)
         if not len(batch):
             return
@@ -224,7 +212,7 @@ class Partition:
         late = stream.add(batch, position)
         if len(late):
             self._counts.late += len(late)
-            self._dead(batch.take(late), position, "late")
+            self._letters.events(batch.take(late), position, "late")
 
     def _take_official(self, batch: EventBatch, position: int) -> None:
         key = (batch.provider, batch.interval)
@@ -235,10 +223,9 @@ class Partition:
         self._counts.stored += taken.stored
         self._counts.deduplicated += taken.deduplicated
         self._counts.late += len(taken.late)
-        if len(taken.late):
-            self._dead(batch.take(taken.late), position, "late")
-        if len(taken.conflicts):
-            self._dead(batch.take(taken.conflicts), position, "id_conflict")
+        self._counts.dead_lettered += len(taken.conflicts)
+        self._letters.events(batch.take(taken.late), position, "late")
+        self._letters.events(batch.take(taken.conflicts), position, "id_conflict")
 
     def _own_rows(self, batch: EventBatch) -> Index | None:
         """Which rows belong to this partition; None if all do."""
@@ -262,51 +249,15 @@ class Partition:
         owners = target[batch.codes]
         for to in np.unique(owners).tolist():
             part = batch.take(owners == to)
-            for i, payload in enumerate(self._codec.encode_events(part, "columnar")):
-                key = f"{self.topics.events}/{self.claim.key.partition}/{record.offset}/to/{to}/{i}"
+            for payload in self._codec.encode_events(part, "columnar"):
+                # single events of several streams share a position: only a number tells them apart
+                place = f"{self.claim.key.group}/{self.topics.events}/{record.partition}"
+                key = f"{place}/{record.offset}/to/{to}/{len(self._forwards)}"
                 message = Message(self.topics.events, key, payload, len(part), to)
                 span = int(part.src_ts.min()), int(part.src_ts.max())
                 self._forwards.append(
                     replace(message, provider=part.provider, min_ts=span[0], max_ts=span[1])
                 )
-
-    def _reject(
-        self, record: Record, reason: str, detail: str, original: bytes, where: str = ""
-    ) -> None:
-        events = max(1, record.count)
-        self._counts.dead_lettered += events
-        self._letters.append(
-            DeadLetter(
-                reason=reason,
-                detail=detail,
-                topic=self.topics.events,
-                partition=record.partition,
-                offset=record.offset,
-                original=original,
-                where=where,
-                events=events,
-            )
-        )
-
-    def _dead(self, batch: EventBatch, position: int, reason: str) -> None:
-        """Dead-letter valid events; late ones are counted under their own term."""
-        if reason != "late":
-            self._counts.dead_lettered += len(batch)
-        for event, src_ts in zip(batch.events(), batch.src_ts.tolist(), strict=True):
-            self._letters.append(
-                DeadLetter(
-                    reason=reason,
-                    detail=REASONS[reason],
-                    topic=self.topics.events,
-                    partition=self.claim.key.partition,
-                    offset=position,
-                    original=msgspec.json.encode(event),
-                    provider=event.provider,
-                    symbol=event.symbol,
-                    src_ts=src_ts,
-                )
-            )
-        self.dirty = True
 
     def collect(self, provider: str, limit: int = FOREVER) -> None:
         """Close and restate what is due of one provider's windows."""
@@ -314,61 +265,18 @@ class Partition:
         collected = stream.collect(limit)
         self._counts.stored += collected.stored
         self._counts.deduplicated += collected.deduplicated
-        self._conflicts(provider, stream, collected)
-        for length, bars, revised in collected.bars:
-            self._bars += self._batches(provider, stream, length, bars, revised)
-        self.dirty = True
-
-    def _conflicts(self, provider: str, stream: WindowStream, collected: Collected) -> None:
-        symbols = tuple(stream.symbols)
         for events, position in collected.conflicts:
-            batch = EventBatch(
-                provider,
-                "tick",
-                format_interval(self.spec.base_ns),
-                symbols,
-                events.codes,
-                events.ts,
-                events.seq,
-                events.ts,
-                events.close,
-                events.volume,
-                events.ohl,
-            )
-            self._dead(batch, position, "id_conflict")
-
-    def _batches(
-        self, provider: str, stream: WindowStream, length: int, bars: Bars, revised: bool
-    ) -> list[BarBatch]:
-        volume, notional = bars.volume.to_floats(), bars.notional.to_floats()
-        with np.errstate(divide="ignore", invalid="ignore"):
-            vwap = np.where(volume == 0, np.nan, notional / volume)
-        batch = BarBatch(
-            provider=provider,
-            interval=format_interval(length),
-            state="revised" if revised else "final",
-            symbols=tuple(stream.symbols),
-            codes=bars.codes,
-            ts=bars.start,
-            open=bars.open.to_floats(),
-            high=bars.high.to_floats(),
-            low=bars.low.to_floats(),
-            close=bars.close.to_floats(),
-            volume=volume,
-            vwap=vwap,
-            trade_count=bars.count,
-        )
-        # a wide bar lacks events as soon as it touches the span in which some were lost
-        tainted = (bars.start < stream.taint) & (bars.start + length > stream.fence)
-        if not tainted.any():
-            return [batch]
-        parts = [batch.take(~tainted), replace(batch.take(tainted), state="gap")]
-        return [part for part in parts if len(part)]
+            batch = stream.batch_of(events, provider)
+            self._counts.dead_lettered += len(batch)
+            self._letters.events(batch, position, "id_conflict")
+        for closed in collected.bars:
+            self._bars += rounded(provider, stream, closed)
+        self.dirty = True
 
     @property
     def pending_rows(self) -> int:
         """Bars and letters that wait for the next group."""
-        return sum(len(bars) for bars in self._bars) + len(self._letters)
+        return sum(len(decided.bars) for decided in self._bars) + len(self._letters)
 
     @property
     def has_output(self) -> bool:
@@ -377,9 +285,11 @@ class Partition:
 
     def group(self) -> PartitionGroup:
         """What has come together since the last group; the caller commits it or gives up."""
+        before = self._checkpoint.received_before
+        self._counts.received = before + self._log_received - self._forwarded
         self._counts.open = sum(s.open_events for s in self.ticks.values())
-        bars, letters, forwards, gaps = self._bars, self._letters, self._forwards, self.gaps
-        self._bars, self._letters, self._forwards, self.gaps = [], [], [], []
+        bars, forwards, gaps = self._bars, self._forwards, self.gaps
+        self._bars, self._forwards, self.gaps = [], [], []
         positions = (s.resume_position() for s in self.ticks.values())
         resume = min((p for p in positions if p is not None), default=self._counted)
         encode = lambda batch: next(iter(self._codec.encode_events(batch, "columnar")))  # noqa: E731
@@ -388,10 +298,11 @@ class Partition:
             resume=min(resume, self._counted),
             counted=self._counted,
             checksum=self._checksum,
-            received_before=self._checkpoint.received_before,
+            received_before=before,
             forwarded=self._forwarded,
             ended=self.ended,
-            bars=self._checkpoint.bars + sum(len(b) for b in bars if b.state != "revised"),
+            bars=self._checkpoint.bars
+            + sum(len(d.bars) for d in bars if d.bars.state != "revised"),
             intervals_ns=list(self.spec.intervals_ns),
             counts=msgspec.structs.replace(self._counts),
             streams=[
@@ -405,10 +316,9 @@ class Partition:
             bars,
             self.topics.bars,
             self._checkpoint,
-            letters,
+            self._letters.handed_over(),
             forwards,
             self.topics.letters,
-            format_interval(self.spec.base_ns),
             gaps,
         )
 
@@ -432,7 +342,7 @@ class Partition:
         """
         marks = []
         for provider, stream in self.ticks.items():
-            silent = now_ns - self.last_append.get(provider, now_ns)
+            silent = now_ns - self.last_append.setdefault(provider, now_ns)
             if stream.paused or self.ended or silent < silence_ns:
                 continue
             reached = floor_to(

@@ -9,8 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from market_data_core.events import EventBatch, code_dtype
+from market_data_core.intervals import format_interval
 from market_data_pipeline.windows.aggregate import (
     Bars,
     Events,
@@ -59,19 +61,37 @@ def _block(events: Events, parts: list[_Part]) -> _Block:
     return _Block(events, position, int(events.ts.max()))
 
 
+@dataclass(frozen=True, slots=True)
+class Closed:
+    """Bars of windows that closed, or that a late event restated.
+
+    Attributes:
+        length_ns: length of the windows.
+        bars: the bars.
+        fresh: shape (n,), int64, own events that count in a base bar for the first time; 0 for
+            wider bars.
+        revised: whether they replace an earlier version.
+    """
+
+    length_ns: int
+    bars: Bars
+    fresh: NDArray[np.int64]
+    revised: bool
+
+
 @dataclass(slots=True)
 class Collected:
     """What closing and restating gave.
 
     Attributes:
-        bars: (interval in ns, bars, whether they replace an earlier version), in order.
+        bars: in the order in which they were decided.
         stored: own events that newly count in a base bar.
         deduplicated: own events found to be copies of an earlier one.
         conflicts: own events found to contradict an earlier one of the same key, and the log
             offset each came from.
     """
 
-    bars: list[tuple[int, Bars, bool]] = field(default_factory=list)
+    bars: list[Closed] = field(default_factory=list)
     stored: int = 0
     deduplicated: int = 0
     conflicts: list[tuple[Events, int]] = field(default_factory=list)
@@ -244,6 +264,22 @@ class WindowStream:
             mapping[batch.codes], batch.src_ts, batch.seq, batch.close, batch.volume, batch.ohl
         )
 
+    def batch_of(self, events: Events, provider: str) -> EventBatch:
+        """Ticks of this stream as a batch again; their ingest times are not kept."""
+        return EventBatch(
+            provider,
+            "tick",
+            format_interval(self.spec.base_ns),
+            tuple(self.symbols),
+            events.codes,
+            events.ts,
+            events.seq,
+            events.ts,
+            events.close,
+            events.volume,
+            events.ohl,
+        )
+
     def progress(self, ts: int) -> None:
         """The provider has reached `ts` elsewhere."""
         self.paused = False
@@ -308,13 +344,13 @@ class WindowStream:
         self._pending = rest
         if parts:
             parts.sort(key=lambda part: part.events.own is None)
-            ordered = self._decide(parts, 0, out)
+            ordered, stored = self._decide(parts, 0, out)
             base = bars_of(ordered.events, self.spec.base_ns)
-            self._emit(self.spec.base_ns, base, False, out)
+            _emit(self.spec.base_ns, base, _fresh(base, stored), False, out)
             self.wide.keep(base)
             self._blocks.append(_block(ordered.events, parts))
         for length, bars in self.wide.closed(before, closing):
-            self._emit(length, bars, False, out)
+            _emit(length, bars, np.zeros(len(bars), np.int64), False, out)
 
     def _restate(self, out: Collected) -> None:
         late, self._late = self._late, []
@@ -327,42 +363,62 @@ class WindowStream:
             if at.any():
                 known.append(_Part(block.events.take(at), -1))
         already = sum(len(p.events) for p in known)
-        ordered = self._decide([*known, *late], already, out)
+        ordered, stored = self._decide([*known, *late], already, out)
         added = ordered.arrival >= already
         if not added.any():
             return
         new = ordered.events.take(added)
         self._blocks.append(_block(new, late))
         bars = bars_of(ordered.events, base)
+        counted = _fresh(bars, stored)
         touched = np.isin(
             window_keys(bars.codes, bars.start, base), window_keys(new.codes, new.ts, base)
         )
         bars = bars.take(touched)
-        self._emit(base, bars, True, out)
+        _emit(base, bars, counted[touched], True, out)
         self.wide.keep(bars)
         for length, wide in self.wide.restated(bars, self.closed):
-            self._emit(length, wide, True, out)
+            _emit(length, wide, np.zeros(len(wide), np.int64), True, out)
 
-    def _decide(self, parts: list[_Part], already: int, out: Collected) -> Ordered:
-        """Order the parts' events and count the own ones among those from `already` on."""
+    def _decide(
+        self, parts: list[_Part], already: int, out: Collected
+    ) -> tuple[Ordered, NDArray[np.bool_]]:
+        """Order the parts' events and count the own ones among those from `already` on.
+
+        Returns:
+            The distinct events, and which of them were counted as stored now.
+        """
         events = concat_events([p.events for p in parts])
         ordered = order_events(events)
         duplicates, conflicts = ordered.duplicates, ordered.conflicts
-        kept = ordered.arrival[ordered.arrival >= already]
+        stored = ordered.arrival >= already
         if events.own is not None:
-            kept, duplicates, conflicts = (
-                index[events.own[index]] for index in (kept, duplicates, conflicts)
-            )
-        out.stored += len(kept)
+            stored &= events.own[ordered.arrival]
+            duplicates, conflicts = (index[events.own[index]] for index in (duplicates, conflicts))
+        out.stored += int(stored.sum())
         out.deduplicated += len(duplicates)
         if len(conflicts):
             ends = np.cumsum([len(p.events) for p in parts])
             for i in np.sort(conflicts).tolist():
                 part = parts[int(np.searchsorted(ends, i, side="right"))]
                 out.conflicts.append((events.take(np.array([i])), part.position))
-        return ordered
+        return ordered, stored
 
-    def _emit(self, length: int, bars: Bars, revised: bool, out: Collected) -> None:
-        mine = bars.own > 0
-        if mine.any():
-            out.bars.append((length, bars if mine.all() else bars.take(mine), revised))
+
+def _fresh(bars: Bars, stored: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """How many of each bar's events are marked in `stored`, which is in the bars' order."""
+    if stored.all():
+        return bars.count
+    ends = np.cumsum(bars.count)
+    return np.add.reduceat(stored.astype(np.int64), ends - bars.count)
+
+
+def _emit(
+    length_ns: int, bars: Bars, fresh: NDArray[np.int64], revised: bool, out: Collected
+) -> None:
+    """Hand out the bars that are ours to write."""
+    mine = bars.own > 0
+    if mine.all():
+        out.bars.append(Closed(length_ns, bars, fresh, revised))
+    elif mine.any():
+        out.bars.append(Closed(length_ns, bars.take(mine), fresh[mine], revised))

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -11,8 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from market_data_core.deadletters import DeadLetter, decode_letters, encode_letters
-from market_data_core.events import EventBatch, Tick, make_batch
+from market_data_core.events import EventBatch, make_batch
 from market_data_core.testing import strategies
 from market_data_core.testing.oracle import OracleBar, OracleEvent, batch_bars
 from market_data_pipeline import verification
@@ -138,17 +136,17 @@ def test_ranges_symbols_and_providers_narrow_it(home: Home) -> None:
     home.lane(ticks())
     home.lane(ticks(provider="other", seed=2), "mdp.events.b")
 
+    def bars(where: str, *values: int) -> int:
+        found = home.store(f"SELECT count(*) FROM bars_ohlcv WHERE {where}", values)
+        return int(found[0][0])
+
     one = home.ok("verify", "--provider", "feed", "--symbol", "b")
-    assert count(one) == home.store(
-        "SELECT count(*) FROM bars_ohlcv WHERE provider = 'feed' AND symbol = 'B'"
-    )[0][0]
-    # of one-minute windows only the second lies inside, and no half windows are compared
+    assert count(one) == bars("provider = 'feed' AND symbol = 'B'")
+    # windows that reach out of the range are not compared: it holds half of them
     part = home.ok("verify", "--from", "2025-10-24T14:00:31Z", "--to", "2025-10-24T14:02:00Z")
-    inside = "ts >= ? AND ts + CASE interval WHEN '1m' THEN 60 WHEN '2s' THEN 2 ELSE 3 END * 1e9 <= ?"
-    expected = home.store(
-        f"SELECT count(*) FROM bars_ohlcv WHERE {inside}", (START + 31 * 10**9, START + 120 * 10**9)
-    )
-    assert count(part) == expected[0][0]
+    length = "CASE interval WHEN '1m' THEN 60 WHEN '2s' THEN 2 ELSE 3 END * 1000000000"
+    span = (START + 31 * 10**9, START + 120 * 10**9)
+    assert count(part) == bars(f"ts >= ? AND ts + {length} <= ?", *span)
     for output in (one, part):
         assert output.endswith("no difference\n")
 
@@ -283,7 +281,6 @@ def test_nothing_is_created_where_nothing_is(home: Home) -> None:
     assert not home.path.exists()
 
 
-
 @given(st.lists(strategies.decimals(), min_size=1))
 def test_decimals_are_those_of_the_texts(values: list[float]) -> None:
     integers, index, places = decimals_of(np.array(values))
@@ -309,7 +306,7 @@ def test_the_batch_query_gives_the_reference_bars(data: st.DataObject, extreme: 
     cuts = data.draw(st.lists(strategies.timestamps(60 * 10**9), max_size=4))
     codes = {symbol: i for i, symbol in enumerate(sorted({e.symbol for e in events}))}
     lengths = [2 * 10**9, 3 * 10**9, 60 * 10**9]
-    query = BatchQuery(lengths, dict.fromkeys(lengths, [0]))
+    query = BatchQuery(lengths, {length: [0] for length in lengths})
 
     for start, end in pairwise(sorted({-(10**18), *cuts, 7 * 10**18})):
         query.add(frame([e for e in events if start <= e.src_ts < end], codes), start, end)

@@ -13,12 +13,10 @@ from market_data_core.events import (
     REASONS,
     SRC_TS_MAX,
     SRC_TS_MIN,
-    BatchBuilder,
     EventBatch,
     StreamEvent,
     code_dtype,
     concat_batches,
-    decode_event,
     event_id,
     format_ts,
     invalid_rows,
@@ -26,6 +24,7 @@ from market_data_core.events import (
     parse_ts,
 )
 from market_data_core.partitioning import murmur2, partition_of
+from market_data_core.wire import BatchBuilder, decode_event
 
 NS = 10**9
 T0 = 1_761_314_521 * NS  # 2025-10-24T14:02:01Z

@@ -10,16 +10,9 @@ from pydantic import ValidationError
 from market_data_core.clock import ManualClock
 from market_data_core.contracts.provider import Item, Subscription
 from market_data_core.errors import RejectedError, UsageError
-from market_data_core.events import (
-    BatchBuilder,
-    EventBatch,
-    Rejected,
-    concat_batches,
-    decode_event,
-    invalid_rows,
-    parse_ts,
-)
+from market_data_core.events import EventBatch, Rejected, concat_batches, invalid_rows, parse_ts
 from market_data_core.registry import backend
+from market_data_core.wire import BatchBuilder, decode_event
 from market_data_pipeline.providers.synthetic import (
     DEFAULT_START,
     SyntheticProvider,

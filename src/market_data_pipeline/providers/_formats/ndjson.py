@@ -9,8 +9,9 @@ import numpy as np
 import polars as pl
 
 from market_data_core.errors import RejectedError, UsageError
-from market_data_core.events import EVENT_VERSION, Rejected, StreamEvent, decode_event, parse_ts
+from market_data_core.events import EVENT_VERSION, Rejected, StreamEvent, parse_ts
 from market_data_core.intervals import canonical_interval
+from market_data_core.wire import decode_event
 from market_data_pipeline.providers._formats.inputs import Block, Input, count_byte, line_blocks
 from market_data_pipeline.providers._formats.options import RecordingOptions
 from market_data_pipeline.providers._formats.rows import (

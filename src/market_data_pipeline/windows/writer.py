@@ -1,0 +1,115 @@
+"""The way of a group into the store and of its messages onto the bus, whatever breaks between."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TypeVar
+
+import structlog
+
+from market_data_core.contracts.bus import Bus
+from market_data_core.contracts.store import Claim, CommitResult, OutboxItem, Store
+from market_data_core.errors import TransientError
+from market_data_core.records import Entry
+from market_data_pipeline.observe import Observer
+from market_data_pipeline.windows.group import PartitionGroup
+
+T = TypeVar("T")
+log = structlog.get_logger("micro_batcher")
+
+_RETRY_MIN_S, _RETRY_MAX_S = 0.05, 2.0
+
+
+class GroupWriter:
+    """Commits groups and publishes what they decided.
+
+    Args:
+        bus: where messages go.
+        store: where groups go.
+        observer: keeps the metrics.
+        guard: a claim without which nothing may be written.
+    """
+
+    def __init__(self, bus: Bus, store: Store, observer: Observer, guard: Claim | None) -> None:
+        self._bus, self._store = bus, store
+        self._observer, self._guard = observer, guard
+        self._published: list[int] = []
+
+    async def retry(self, call: Callable[[], Awaitable[T]]) -> T:
+        """Wait out transient errors: what the bus keeps is not lost by waiting."""
+        pause = _RETRY_MIN_S
+        while True:
+            try:
+                return await call()
+            except TransientError as error:
+                log.warning("waiting", error=str(error), seconds=round(pause, 2))
+                self._observer.retried()
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, _RETRY_MAX_S)
+
+    async def tidy(self) -> None:
+        """Forget outbox rows that were published since the last commit."""
+        if self._published:
+            await self.retry(lambda: self._store.commit([], self._published, self._guard))
+            self._published = []
+
+    async def commit(self, groups: Sequence[PartitionGroup]) -> CommitResult:
+        """Commit; if the outcome is unknown, find it out before trying again.
+
+        Raises:
+            FencedError: a claim no longer holds; nothing was written.
+        """
+        published = list(self._published)
+
+        async def attempt() -> CommitResult:
+            began = time.perf_counter()
+            try:
+                return await self._store.commit(groups, published, self._guard)
+            except TransientError:
+                done = await self._already_committed(groups)
+                if done is None:
+                    raise
+                return done
+            finally:
+                self._observer.store_write(time.perf_counter() - began)
+
+        result = await self.retry(attempt)
+        self._published = self._published[len(published) :]
+        return result
+
+    async def _already_committed(self, groups: Sequence[PartitionGroup]) -> CommitResult | None:
+        """The result of a commit whose answer was lost; None if it did not happen."""
+        claim = groups[0].claim
+        rows = await self._store.status(claim.key.group, claim.key.topic)
+        row = next(r for r in rows if r.key == claim.key)
+        if row.token != claim.token or row.sequence == claim.sequence:
+            return None
+        result = CommitResult()
+        for group in groups:
+            key = group.claim.key
+            result.outbox += await self._store.outbox(key.group, key.topic, key.partition)
+        return result
+
+    async def publish(self, items: Sequence[OutboxItem]) -> None:
+        """Append committed messages to their topics; each key has effect once."""
+        by_topic: dict[str, list[OutboxItem]] = {}
+        for item in items:
+            by_topic.setdefault(item.message.destination, []).append(item)
+        for topic, group in by_topic.items():
+            entries = [
+                Entry(
+                    m.partition if m.partition >= 0 else item.partition,
+                    m.payload,
+                    m.count,
+                    m.provider,
+                    m.min_ts,
+                    m.max_ts,
+                    key=m.key,
+                )
+                for item in group
+                for m in (item.message,)
+            ]
+            await self.retry(lambda t=topic, e=entries: self._bus.append(t, e))  # type: ignore[misc]
+            self._published += [item.id for item in group]

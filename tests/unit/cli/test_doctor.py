@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+import socket
+import sqlite3
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from market_data_core.events import make_batch
+
+if TYPE_CHECKING:
+    from tests.unit.cli.conftest import Home
+
+START = 1_761_314_400 * 10**9  # 2025-10-24T14:00:00Z
+CHECKS = {
+    "python", "packages", "sqlite", "clock", "cpu", "memory", "configuration", "folder", "disk",
+    "metrics", "bus", "store",
+}  # fmt: skip
+
+
+def checks(output: str) -> dict[str, str]:
+    return {line.split()[1]: line.split()[0] for line in output.splitlines()}
+
+
+def failed(home: Home) -> str:
+    result = home.run("doctor")
+    assert result.exit_code == 1, result.output
+    return "\n".join(line for line in result.stdout.splitlines() if line.startswith("fail"))
+
+
+@pytest.fixture
+def stored(home: Home) -> Home:
+    ts = [START + i * 10**9 for i in range(100)]
+    home.lane([make_batch("feed", ["SPY"] * 100, ts, range(100), [1.0] * 100, [1.0] * 100)])
+    return home
+
+
+def test_a_fresh_machine_is_well_and_stays_fresh(home: Home) -> None:
+    found = checks(home.ok("doctor"))
+
+    assert set(found) == CHECKS
+    assert set(found.values()) <= {"ok", "warn"}
+    assert not home.path.exists()
+
+
+def test_a_used_one_is_well(stored: Home) -> None:
+    found = checks(stored.ok("doctor"))
+
+    assert set(found) == {*CHECKS, "conservation"}
+    assert "fail" not in found.values()
+
+
+def test_a_wrong_configuration(home: Home) -> None:
+    Path("wrong.yaml").write_text("bus: { typo: 1 }\n", encoding="utf-8")
+    result = home.run("doctor", "--config", "wrong.yaml")
+
+    assert result.exit_code == 1
+    assert "fail  configuration" in result.stdout
+    assert "typo" in result.stdout
+
+
+def test_secrets_are_not_shown(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MDS_DSN", "postgresql://me:hunter2@host/db")
+    output = home.run("doctor").stdout
+
+    assert "postgresql://me:***@host/db" in output
+    assert "hunter2" not in output
+
+
+@pytest.mark.parametrize("name", ["store.db", "bus/mdp.events.a.db"])
+@pytest.mark.parametrize("damage", ["text", "foreign", "cut"])
+def test_a_damaged_or_foreign_file_is_reported_and_left_alone(
+    stored: Home, name: str, damage: str
+) -> None:
+    path = stored.path / name
+    content = path.read_bytes()
+    path.unlink()
+    if damage == "text":
+        path.write_text("not a database\n" * 100, encoding="utf-8")
+    elif damage == "cut":
+        path.write_bytes(content[:3_000])
+    else:
+        db = sqlite3.connect(path)
+        db.execute("CREATE TABLE notes (text)")
+        db.commit()
+        db.close()
+    before = path.read_bytes()
+
+    assert str(path) in failed(stored)
+    assert path.read_bytes() == before
+
+
+def test_a_record_that_was_altered_is_found(stored: Home) -> None:
+    stored.topic("mdp.events.a", "UPDATE log SET payload = x'00'")
+
+    assert "is not what was written" in failed(stored)
+
+
+def test_a_folder_that_cannot_be_written(home: Home) -> None:
+    home.path.write_text("in the way", encoding="utf-8")
+
+    assert "folder" in failed(home)
+
+
+def test_a_taken_port_is_no_failure(home: Home) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        Path("port.yaml").write_text(f"telemetry: {{ metrics_port: {port} }}\n", encoding="utf-8")
+        output = home.ok("doctor", "--config", "port.yaml")
+
+    assert f"warn  metrics port   127.0.0.1:{port}" in output

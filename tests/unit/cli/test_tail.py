@@ -1,0 +1,128 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+from market_data_core.errors import UsageError
+from market_data_core.events import Rejected, make_batch
+from market_data_core.wire import decode_event
+
+if TYPE_CHECKING:
+    from tests.unit.cli.conftest import Home
+
+START = 1_761_314_400 * 10**9  # 2025-10-24T14:00:00Z
+TOPIC = ("--topic", "mdp.events.a")
+COMMAND = [sys.executable, "-c", "from market_data_pipeline.cli import main; main()", "stream"]
+
+
+@pytest.fixture
+def topic(home: Home) -> Home:
+    batches = []
+    for at in range(0, 300, 10):
+        ts = [START + i * 10**8 for i in range(at, at + 10)]
+        symbols = [("A", "B", "C")[i % 3] for i in range(at, at + 10)]
+        batches.append(make_batch("feed", symbols, ts, range(at, at + 10), [1.5] * 10, [2.0] * 10))
+    home.lane([Rejected("malformed", "no message", b"\xffoops"), *batches])
+    return home
+
+
+def lines(output: str) -> list[dict[str, object]]:
+    return [json.loads(line) for line in output.splitlines()]
+
+
+def test_the_last_events_are_version_1_lines(topic: Home) -> None:
+    output = topic.ok("stream", "tail", *TOPIC, "--limit", "25")
+
+    events = [decode_event(line.encode()) for line in output.splitlines()]
+    assert sorted(event.seq for event in events) == sorted({*range(275, 300)})
+    assert events[0].event_id is not None
+
+
+@pytest.mark.parametrize("codec", ["json", "msgpack"])
+def test_single_events_are_shown_the_same(home: Home, codec: str) -> None:
+    batch = make_batch(
+        "feed", ["A"] * 40, [START + i for i in range(40)], range(40), [1.0] * 40, [1.0] * 40
+    )
+    home.lane([batch], bus__codec=codec)
+
+    found = lines(home.ok("stream", "tail", *TOPIC, "--limit", "20"))
+    assert [line["seq"] for line in found] == [*range(20, 40)]
+
+
+def test_a_symbol_is_found_however_far_back(topic: Home) -> None:
+    found = lines(topic.ok("stream", "tail", *TOPIC, "--symbol", "b", "--limit", "1000"))
+
+    assert [line["seq"] for line in found] == [*range(1, 300, 3)]
+
+
+def test_marks_and_rejected_input_are_shown_as_such(topic: Home) -> None:
+    found = lines(topic.ok("stream", "tail", *TOPIC, "--limit", "1000"))
+    assert {"rejected"} == {key for line in found if "ver" not in line for key in line}
+    marked = lines(topic.ok("stream", "tail", *TOPIC, "--limit", "1000", "--marks"))
+    assert [line["mark"]["kind"] for line in marked[-3:]] == ["end"] * 3  # type: ignore[index]
+    part = lines(topic.ok("stream", "tail", *TOPIC, "--limit", "1000", "--partition", "0"))
+    assert 0 < len(part) < len(found)
+
+
+def test_bars_and_letters_are_lines_too(topic: Home) -> None:
+    bars = lines(topic.ok("stream", "tail", "--topic", "mdp.bars", "--limit", "3"))
+    assert {"provider", "symbol", "interval", "ts", "open", "vwap", "state", "version"} < set(
+        bars[0]
+    )
+    letters = lines(topic.ok("stream", "tail", "--topic", "mdp.dlq"))
+    assert [(line["reason"], line["original"]) for line in letters] == [("malformed", r"\xffoops")]
+
+
+def test_raw_records(topic: Home) -> None:
+    (record,) = lines(topic.ok("stream", "tail", *TOPIC, "--limit", "1", "--raw"))
+
+    assert set(record) == {"partition", "offset", "append_ts", "count", "payload"}
+
+
+def test_wrong_topics_and_partitions_are_answered_with_right_ones(topic: Home) -> None:
+    error = topic.error("stream", "tail", "--topic", "mdp.event.a")
+    assert isinstance(error, UsageError)
+    assert "did you mean 'mdp.events.a'?" in str(error)
+    assert "mdp.dlq" in str(error)
+    assert "has 0 to 2" in str(topic.error("stream", "tail", *TOPIC, "--partition", "3"))
+
+
+def test_a_reader_that_goes_is_no_error(topic: Home) -> None:
+    command = [*COMMAND, "tail", *TOPIC, "--limit", "1000", "--follow"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
+        assert running.stdout is not None
+        assert running.stderr is not None
+        running.stdout.readline()
+        running.stdout.close()
+        # the pipe is gone while lines are still to come, or when the next ones come
+        topic.lane([make_batch("feed", ["A"], [START], [1000], [1.0], [1.0])], "mdp.events.b")
+        running.send_signal(signal.SIGINT)
+        errors = running.stderr.read()
+        running.wait(10)
+    assert errors == b""
+
+
+def test_follow_goes_on_until_ctrl_c(topic: Home) -> None:
+    command = [*COMMAND, "tail", "--topic", "mdp.bars", "--limit", "1", "--follow"]
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment
+    ) as running:
+        assert running.stdout is not None
+        assert running.stderr is not None
+        first = json.loads(running.stdout.readline())
+        later = make_batch("feed", ["A"], [START + 10**12], [1000], [7.0], [1.0])
+        topic.lane([later], "mdp.events.b")
+        second = json.loads(running.stdout.readline())
+        running.send_signal(signal.SIGINT)
+        errors = running.stderr.read()
+        assert running.wait(10) == 0
+    assert first["symbol"] in "ABC"
+    assert (second["symbol"], second["open"]) == ("A", 7.0)
+    assert errors == b""
