@@ -11,11 +11,7 @@ from market_data_core import registry
 from market_data_core.clock import SystemClock
 from market_data_core.config import BusSettings, EmbeddedBusSettings
 from market_data_core.contracts.bus import Bus
-
-_SUITE = ("market_data_core.testing.bus_suite", "market_data_core.testing._bus_writing")
-pytest.register_assert_rewrite(*_SUITE)
-
-from market_data_core.testing.bus_suite import BusSuite, OpenBus  # noqa: E402
+from market_data_core.testing.bus_suite import BusSuite, OpenBus
 
 
 def _embedded(folder: Path) -> BusSettings:

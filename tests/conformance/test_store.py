@@ -14,11 +14,7 @@ import pytest
 from market_data_core import registry
 from market_data_core.clock import Clock
 from market_data_core.contracts.store import Store
-
-_SUITE = ("market_data_core.testing.store_suite", "market_data_core.testing._store_owning")
-pytest.register_assert_rewrite(*_SUITE)
-
-from market_data_core.testing.store_suite import OpenStore, Query, StoreSuite  # noqa: E402
+from market_data_core.testing.store_suite import OpenStore, Query, StoreSuite
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -19,6 +20,9 @@ from market_data_core.config import document, load_config
 from market_data_core.contracts.provider import Subscription
 from market_data_core.wire import decode_event
 from market_data_pipeline import providers
+
+if TYPE_CHECKING:
+    from tests.house.conftest import Tree
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = (ROOT / "README.md", ROOT / "docs" / "tutorial.md")
@@ -72,6 +76,15 @@ def test_the_documented_event_can_be_read() -> None:
     assert found
     event = decode_event(found[1].encode())
     assert event.event_id == f"{event.provider}|{event.symbol}|{event.src_ts}|{event.seq}"
+
+
+def test_files_that_are_named_exist(tree: Tree) -> None:
+    names = {str(path) for path in tree.files}
+    text = tree.text(Path("ARCHITECTURE.md"))
+    named = re.findall(r"`([\w/]+(?:\.py|/))`", text)
+    assert named
+    missing = [name for name in named if not any(f"/{name}" in f"/{known}" for known in names)]
+    assert missing == []
 
 
 async def test_the_provider_to_add_works(tmp_path: Path) -> None:

@@ -333,6 +333,40 @@ class MemoryStore:
         return
 
 
+class Crash(Exception):
+    """The process is dead: nothing that it calls does anything any more."""
+
+
+class Life:
+    """A process's life, measured in calls to the outside world; endless if it is negative."""
+
+    def __init__(self, calls: int = -1) -> None:
+        self.left = calls
+
+    def __call__(self) -> None:
+        if self.left == 0:
+            raise Crash
+        self.left -= 1
+
+
+class Mortal:
+    """A bus or store as one process sees it; it can die before a call, or before its answer."""
+
+    def __init__(self, inner: Any, life: Life) -> None:
+        self._inner, self._life = inner, life
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._inner, name)
+
+        async def call(*args: Any, **kwargs: Any) -> Any:
+            self._life()
+            answer = await method(*args, **kwargs)
+            self._life()
+            return answer
+
+        return call
+
+
 def letters_of(bus: MemoryBus) -> list[DeadLetter]:
     """Every dead letter published."""
     return [x for record, _ in bus.logs[LETTERS, 0] for x in decode_letters(record.payload)]

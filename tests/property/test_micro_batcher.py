@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.property._harness import (
@@ -12,8 +16,11 @@ from tests.property._harness import (
     EVENTS,
     GROUP,
     LETTERS,
+    Crash,
+    Life,
     MemoryBus,
     MemoryStore,
+    Mortal,
     assert_same,
     entries_of,
     entry_of,
@@ -24,23 +31,37 @@ from tests.property._harness import (
 )
 
 from market_data_core.clock import ManualClock
-from market_data_core.contracts.store import Message, OutboxItem, PartitionKey
+from market_data_core.contracts.store import Message, OutboxItem, PartitionKey, WriteCounts
 from market_data_core.errors import FencedError, TransientError
-from market_data_core.events import Rejected
+from market_data_core.events import EventBatch, Rejected
 from market_data_core.intervals import NS_PER_MS, NS_PER_S, format_interval
 from market_data_core.partitioning import partition_of
 from market_data_core.records import Entry, Mark
+from market_data_core.testing.oracle import EventKey, OracleEvent, batch_bars
 from market_data_core.testing.strategies import PROVIDERS, START_NS, logs, to_batches
+from market_data_core.wire import decode_event
 from market_data_pipeline.bus import codec
+from market_data_pipeline.observe import Observer
+from market_data_pipeline.windows import micro_batcher
 from market_data_pipeline.windows.assigner import WindowSpec
 from market_data_pipeline.windows.checkpoint import decode_checkpoint
 from market_data_pipeline.windows.group import Topics
+from market_data_pipeline.windows.history import LaneHistory, RawEvents
+from market_data_pipeline.windows.micro_batcher import MicroBatcher
 from market_data_pipeline.windows.partition import Partition
 from market_data_pipeline.windows.recovery import recover
+from market_data_pipeline.windows.settings import BatcherSettings
 
 PARTITIONS = 2
 MAX_FUTURE_NS = 5 * NS_PER_S
 LEASE_NS = NS_PER_S
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _no_waiting() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(micro_batcher, "_TICK_S", 0.0)
+        yield
 
 
 @dataclass
@@ -94,7 +115,7 @@ class World:
     async def poll(self, number: int, most: int) -> bool:
         partition = await self.own(number)
         records = self.bus.read(EVENTS, number, partition.position, most)
-        partition.take(records)
+        partition.take(records, self.clock.now_ns())
         return bool(records)
 
     async def commit(self, number: int, outcome: str) -> None:
@@ -243,3 +264,155 @@ def test_every_event_is_counted_once_whatever_crashes(
     found = [letter.reason for letter in letters_of(world.bus)]
     assert sorted(found) == sorted(expected.reasons.elements())
     assert set(world.store.keys.values()) <= {1}
+
+
+LANE_MAX_FUTURE_NS = 10**15
+
+
+@dataclass
+class Lanes:
+    """Lanes of one provider over one log and one store, run one after the other."""
+
+    spec: WindowSpec
+    clock: ManualClock = field(default_factory=lambda: ManualClock(START_NS))
+
+    def __post_init__(self) -> None:
+        self.bus = MemoryBus(self.clock)
+        self.store = MemoryStore(self.clock, base=format_interval(self.spec.base_ns))
+        self.logs: dict[str, list[OracleEvent]] = {}
+        self.runs = 0
+
+    async def feed(self, lane: str, events: list[OracleEvent], size: int) -> None:
+        """Append a whole recording and its end marks."""
+        self.logs[lane] = events
+        await self.bus.create_topic(LETTERS, 1)
+        await self.bus.create_topic(lane, PARTITIONS)
+        for batch in to_batches(events, tuple(range(size, len(events), size))):
+            await self.bus.append(lane, split(batch))
+        marks = [mark_entry(Mark(kind="end"), p) for p in range(PARTITIONS)]
+        await self.bus.append(lane, marks)
+
+    async def run(self, lane: str, calls: int, most: int) -> WriteCounts | None:
+        """Carry a lane to its end; None if the process died after `calls` calls."""
+        self.runs += 1
+        self.clock.advance(LEASE_NS + 1)
+        life = Life(calls)
+        bus, store = Mortal(self.bus, life), Mortal(self.store, life)
+        history = LaneHistory(
+            bus,
+            store,
+            RawEvents(bus, codec, LETTERS, LANE_MAX_FUTURE_NS, EVENTS),
+            GROUP,
+            lane,
+            EVENTS,
+            PARTITIONS,
+            self.spec,
+        )
+        settings = BatcherSettings(
+            group=GROUP,
+            member=f"m{self.runs}",
+            lease_ns=LEASE_NS,
+            flush_timeout_ns=NS_PER_S,
+            commit_interval_ns=0,
+            poll_bytes=most,
+            max_future_ns=None,
+            retention_ns=NS_PER_S,
+            retention_bytes=1,
+        )
+        worker = MicroBatcher(
+            bus,
+            store,
+            codec,
+            self.spec,
+            self.bus.infos[lane],
+            "",
+            LETTERS,
+            settings,
+            self.clock,
+            Observer(lane, GROUP, settings.member, False, 0),
+            history,
+        )
+        try:
+            await worker.run(asyncio.Event())
+        except Crash:
+            return None
+        return worker.written
+
+    def kept(self) -> list[OracleEvent]:
+        """What was received, less what was dead-lettered."""
+        aside = Counter(
+            (letter.topic, letter.symbol, letter.src_ts, decode_event(letter.original).seq)
+            for letter in letters_of(self.bus)
+        )
+        found: list[OracleEvent] = []
+        for lane, events in self.logs.items():
+            for event in reversed(events):
+                key = (lane, event.symbol, event.src_ts, event.seq)
+                if aside[key]:
+                    aside[key] -= 1
+                else:
+                    found.append(event)
+        return found
+
+    def check(self) -> None:
+        kept = self.kept()
+        expected = {
+            (format_interval(length), key): bar
+            for length in {self.spec.base_ns, *self.spec.intervals_ns}
+            for key, bar in batch_bars(kept, length).items()
+        }
+        assert_same(self.store.kept, expected)
+        for lane, events in self.logs.items():
+            counts = total_counts(self.store, lane)
+            assert (counts.received, counts.open) == (len(events), 0)
+
+
+def split(batch: EventBatch) -> list[Entry]:
+    """A batch's rows for the partitions of their symbols."""
+    owners = np.array([partition_of(s, PARTITIONS) for s in batch.symbols])[batch.codes]
+    return [entry_of(batch.take(owners == p), p) for p in range(PARTITIONS) if (owners == p).any()]
+
+
+@st.composite
+def recordings(draw: st.DrawFn, spec: WindowSpec) -> tuple[list[OracleEvent], ...]:
+    """Two recordings of one provider that overlap, each nearly in order, no contradictions."""
+    delay_ns = draw(st.sampled_from((0, 1, 4))) * (spec.allow_late_ns + spec.revise_horizon_ns)
+    log = draw(logs(8 * NS_PER_S, delay_ns, size_max=30))
+    first: dict[EventKey, OracleEvent] = {}
+    log = tuple(first.setdefault(event.key, event) for event in log)
+    where = draw(st.lists(st.sampled_from((1, 2, 3)), min_size=len(log), max_size=len(log)))
+    at = draw(st.one_of(st.none(), st.integers(0, len(log))))
+    if at is not None:  # they meet in one place rather than overlap
+        where = [1 if i < at else 2 for i in range(len(log))]
+    pairs = list(zip(log, where, strict=True))
+    return [e for e, w in pairs if w & 1], [e for e, w in pairs if w & 2]
+
+
+async def run_lanes(
+    lanes: Lanes, inputs: tuple[list[OracleEvent], ...], runs: list[tuple[int, int]], most: int
+) -> None:
+    names = [f"{EVENTS}.{i}" for i, events in enumerate(inputs) if events]
+    for name, events in zip(names, [x for x in inputs if x], strict=True):
+        await lanes.feed(name, events, 5)
+    for which, calls in runs:
+        await lanes.run(names[which % len(names)], calls, most)
+    for name in names:
+        assert await lanes.run(name, -1, most)
+    lanes.check()
+
+    before = dict(lanes.store.kept)
+    await lanes.feed(f"{EVENTS}.again", lanes.logs[names[0]], 3)
+    written = await lanes.run(f"{EVENTS}.again", -1, most)
+    assert written
+    assert (written.inserted, written.updated, written.kept) == (0, 0, 0)
+    assert lanes.store.kept == before
+
+
+@settings(max_examples=60)
+@given(st.data(), specs())
+def test_lanes_make_one_whole_whatever_their_order_and_crashes(
+    data: st.DataObject, spec: WindowSpec
+) -> None:
+    inputs = data.draw(recordings(spec))
+    runs = data.draw(st.lists(st.tuples(st.integers(0, 1), st.integers(1, 60)), max_size=3))
+    asyncio.run(run_lanes(Lanes(spec), inputs, runs, data.draw(st.integers(1, 6))))

@@ -9,7 +9,8 @@ A backend's test module inherits the class and says how its bus is opened::
             yield open_one      # each call: another client of the same storage, empty at first
             ...                 # close them all
 
-The tests are coroutines (pytest-asyncio in its ``auto`` mode).
+The tests are coroutines (pytest-asyncio in its ``auto`` mode). A ``conftest.py`` that calls
+``pytest.register_assert_rewrite("market_data_core.testing")`` makes their failures show values.
 """
 # ruff: noqa: S101  (asserting is what this module is for)
 

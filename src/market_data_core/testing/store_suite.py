@@ -13,7 +13,8 @@ A backend's test module inherits the class and says how its database is opened a
         def query(self, tmp_path):
             return lambda sql: ...      # its rows, read past the store
 
-The tests are coroutines (pytest-asyncio in its ``auto`` mode).
+The tests are coroutines (pytest-asyncio in its ``auto`` mode). A ``conftest.py`` that calls
+``pytest.register_assert_rewrite("market_data_core.testing")`` makes their failures show values.
 """
 # ruff: noqa: S101  (asserting is what this module is for)
 

@@ -55,6 +55,8 @@ class StreamState(msgspec.Struct, kw_only=True):
         taint: base windows that begin before it lack events; NEVER for none.
         greatest: greatest event time seen, of events or progress marks.
         paused: the producer said that it is away.
+        replay: watermark before the first record that is to be read again, where closing was
+            held back below the final watermark; NEVER otherwise.
         symbols: what the settled rows' codes mean.
         settled: interval in ns -> settled rows.
         bars: vendor bars above the final watermark, encoded; empty for a stream of ticks.
@@ -69,6 +71,7 @@ class StreamState(msgspec.Struct, kw_only=True):
     taint: int = NEVER
     greatest: int = NEVER
     paused: bool = False
+    replay: int = NEVER
     symbols: list[str] = []
     settled: dict[int, Any] = {}
     bars: bytes = b""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 
 import msgspec
 import numpy as np
@@ -19,7 +20,7 @@ from market_data_pipeline.windows.assigner import FOREVER, NEVER, WindowSpec, fl
 from market_data_pipeline.windows.checkpoint import Checkpoint, decode_checkpoint
 
 Ledger = dict[tuple[str, int], Counter[bytes]]
-"""(topic, partition) -> how often each event, told by identity and values, was set aside."""
+"""(log, partition) -> how often each event, told by identity and values, was set aside."""
 
 
 class RawEvents:
@@ -37,34 +38,52 @@ class RawEvents:
         self, bus: Bus, codec: Codec, letters_topic: str, max_future_ns: int, live_topic: str
     ) -> None:
         self._bus, self._codec = bus, codec
-        self._letters_topic = letters_topic
+        self.letters_topic = letters_topic
         self._max_future_ns, self._live_topic = max_future_ns, live_topic
 
-    async def ledger(self, provider: str, from_ts: int, to_ts: int) -> Ledger:
-        """Events of `provider` in the range that were set aside."""
+    async def ledger(
+        self, provider: str, from_ts: int, to_ts: int, unpublished: Iterable[bytes] = ()
+    ) -> Ledger:
+        """Events of `provider` in the range that were set aside.
+
+        Args:
+            provider: the feed.
+            from_ts: begin of the range, UTC ns.
+            to_ts: its end.
+            unpublished: messages of dead letters that may still be on their way.
+        """
+        payloads = dict.fromkeys(unpublished)
+        if await self._bus.find_topic(self.letters_topic) is not None:
+            records = await self._bus.scan(self.letters_topic, 0, provider, from_ts, to_ts)
+            payloads |= dict.fromkeys(r.payload for r in records)
         found: Ledger = {}
-        if await self._bus.find_topic(self._letters_topic) is None:
-            return found
-        records = await self._bus.scan(self._letters_topic, 0, provider, from_ts, to_ts)
-        for letter in (letter for r in records for letter in decode_letters(r.payload)):
-            if letter.reason in ("late", "id_conflict"):
-                key = (letter.topic, letter.partition)
+        for letter in (letter for payload in payloads for letter in decode_letters(payload)):
+            if letter.provider == provider and letter.reason in ("late", "id_conflict"):
+                key = (letter.log_id, letter.partition)
                 found.setdefault(key, Counter())[_identity(letter)] += 1
         return found
 
     async def read(
-        self, info: TopicInfo, partition: int, provider: str, from_ts: int, to_ts: int
+        self,
+        info: TopicInfo,
+        partition: int,
+        provider: str,
+        from_ts: int,
+        to_ts: int,
+        before: int,
+        unpublished: Iterable[bytes] = (),
     ) -> list[EventBatch]:
-        """Ticks of `provider` in [from_ts, to_ts) in log order."""
-        ledger = await self.ledger(provider, from_ts, to_ts)
+        """Ticks of `provider` in [from_ts, to_ts) in log order, from records below `before`."""
+        ledger = await self.ledger(provider, from_ts, to_ts, unpublished)
         batches = []
-        for record in await self._bus.scan(info.name, partition, provider, from_ts, to_ts):
+        records = await self._bus.scan(info.name, partition, provider, from_ts, to_ts)
+        for record in (r for r in records if r.offset < before):
             for batch in self._decode(record):
                 kept = self._valid(batch, record, info)
                 kept = kept.take((kept.src_ts >= from_ts) & (kept.src_ts < to_ts))
                 if kept.provider == provider and kept.kind == "tick" and len(kept):
                     batches.append(kept)
-        return _less(batches, ledger.get((info.name, partition)))
+        return _less(batches, ledger.get((info.log_id, partition)))
 
     def _decode(self, record: Record) -> list[EventBatch]:
         try:
@@ -196,10 +215,29 @@ class LaneHistory:
                 closed = _closed(checkpoint, provider)
                 if checkpoint is None or min(closed, to_ts) <= from_ts:
                     continue
-                until = min(closed, to_ts)
-                found += await self._raw.read(info, number, provider, from_ts, until)
+                until, counted = min(closed, to_ts), checkpoint.counted
+                letters = await self._unpublished(info.name, number)
+                found += await self._raw.read(
+                    info, number, provider, from_ts, until, counted, letters
+                )
         here = [batch.take(self._here(batch, partition)) for batch in found]
         return [batch for batch in here if len(batch)]
+
+    async def own(
+        self, provider: str, partition: int, from_ts: int, to_ts: int, before: int
+    ) -> list[EventBatch]:
+        """Ticks of this lane itself in [from_ts, to_ts), from records below offset `before`."""
+        info = await self._bus.find_topic(self._lane)
+        if info is None:
+            return []
+        letters = await self._unpublished(info.name, partition)
+        return await self._raw.read(info, partition, provider, from_ts, to_ts, before, letters)
+
+    async def _unpublished(self, topic: str, partition: int) -> list[bytes]:
+        """Dead letters that were decided but may not have reached their topic."""
+        items = await self._store.outbox(self._group, topic, partition)
+        messages = (item.message for item in items)
+        return [m.payload for m in messages if m.destination == self._raw.letters_topic]
 
     def _here(
         self, batch: EventBatch, partition: int

@@ -98,7 +98,7 @@ class MicroBatcher:
     @property
     def ended(self) -> bool:
         """Whether every partition was read to its end mark and committed."""
-        done = [p for p in self._owned.values() if p.ended and not p.dirty]
+        done = [p for p in self._owned.values() if p.ended and not p.restoring and not p.dirty]
         return len(done) == self._info.partitions and self._committing is None
 
     async def run(self, stop: asyncio.Event, drain_s: float = 0.0) -> None:
@@ -122,8 +122,7 @@ class MicroBatcher:
                 await self._rebalance()
                 busy = await self._read()
                 await self._decide(busy)
-                if not busy:
-                    await self._mark_idle()
+                await self._mark_idle()
                 await self._retain()
             await self._commit(list(self._owned.values()))
             await self._settle_commit()
@@ -160,10 +159,10 @@ class MicroBatcher:
             await self._claim_free(quota - len(self._owned))
 
     async def _release(self, number: int) -> None:
-        await self._commit([self._owned[number]])
+        await self._commit([p for p in (self._owned.get(number),) if p])
         await self._settle_commit()
         partition = self._owned.pop(number, None)
-        if partition:
+        if partition:  # it may have been lost to another worker meanwhile
             await self._writer.retry(lambda: self._store.release(partition.claim))
             log.debug("partition handed over", topic=self._info.name, partition=number)
 
@@ -201,24 +200,30 @@ class MicroBatcher:
         partition.gaps = found.gaps
         partition.dirty = bool(found.gaps)
         self._owned[number] = partition
+        self._known_to = {key: to for key, to in self._known_to.items() if key[0] != number}
         self._observer.adopted(number, found.checkpoint.counts)
         log.debug("partition owned", topic=self._info.name, partition=number, token=claim.token)
 
     # ---- reading ---------------------------------------------------------------------------
 
     async def _read(self) -> bool:
-        positions = {p: part.position for p, part in self._owned.items() if not part.ended}
+        positions = {
+            number: partition.position
+            for number, partition in self._owned.items()
+            if partition.restoring or not partition.ended
+        }
         if not positions:
             await asyncio.sleep(_TICK_S)
             return False
+        began = self._clock.now_ns()
         found = await self._writer.retry(
             lambda: self._bus.poll(
                 self._info.name, positions, self._settings.poll_bytes, self._wait_s()
             )
         )
-        for number, records in found.items():
+        for number in positions:
             if number in self._owned:  # it may have been lost while we waited
-                self._owned[number].take(records)
+                self._owned[number].take(found.get(number, ()), began)
         self._observer.consumed(found, self._clock.now_ns())
         return bool(found)
 
@@ -230,7 +235,8 @@ class MicroBatcher:
     async def _decide(self, busy: bool) -> None:
         """Collect what is due; commit if there is output, or positions are due."""
         for partition in list(self._owned.values()):
-            for provider, stream in list(partition.ticks.items()):
+            streams = () if partition.restoring else partition.ticks.items()
+            for provider, stream in list(streams):
                 limit = FOREVER
                 if self._history and stream.due():
                     limit = await self._consult(self._history, partition, provider)
@@ -256,6 +262,7 @@ class MicroBatcher:
         begin = self._known_to.get((number, provider))
         if begin is None:
             begin = stream.history_from()
+            await self._resettle(history, partition, provider, begin)
         if target > begin:
             batches = await self._writer.retry(
                 lambda: history.known(provider, number, begin, target)
@@ -265,14 +272,27 @@ class MicroBatcher:
             self._known_to[number, provider] = target
         return limit
 
+    async def _resettle(
+        self, history: History, partition: Partition, provider: str, until: int
+    ) -> None:
+        """Others may have added to what a resumed lane had settled: add it up again."""
+        number, stream = partition.claim.key.partition, partition.ticks[provider]
+        begin = stream.unsettled_from()
+        if begin < until:
+            own = await self._writer.retry(
+                lambda: history.own(provider, number, begin, until, partition.first_new)
+            )
+            known = await self._writer.retry(lambda: history.known(provider, number, begin, until))
+            stream.resettle(own, known)
+
     async def _mark_idle(self) -> None:
         if not self._settings.live:
             return
-        now, silence = self._clock.now_ns(), self._settings.flush_timeout_ns
+        silence = self._settings.flush_timeout_ns
         entries = [
             Entry(number, self._codec.encode_mark(mark), provider=mark.provider)
             for number, partition in self._owned.items()
-            for mark in partition.idle_marks(now, silence)
+            for mark in partition.idle_marks(silence)
         ]
         if entries:
             await self._writer.retry(lambda: self._bus.append(self._info.name, entries))
@@ -322,6 +342,6 @@ class MicroBatcher:
             return
         self._retain_at = now + _RETAIN_EVERY_S
         before = self._clock.now_ns() - s.retention_ns
-        for number, partition in self._owned.items():
-            resume = partition.checkpoint.resume
+        for number, partition in list(self._owned.items()):
+            resume = partition.committed_resume
             await self._bus.trim(self._info.name, number, resume, before, s.retention_bytes)

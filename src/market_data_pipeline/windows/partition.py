@@ -25,7 +25,7 @@ from market_data_core.partitioning import partition_of
 from market_data_core.records import Mark, Record
 from market_data_core.wire import BatchBuilder
 from market_data_pipeline.windows.aggregate import Index
-from market_data_pipeline.windows.assigner import FOREVER, WindowSpec, floor_to
+from market_data_pipeline.windows.assigner import FOREVER, NEVER, WindowSpec, floor_to
 from market_data_pipeline.windows.checkpoint import Checkpoint
 from market_data_pipeline.windows.group import Decided, Letters, PartitionGroup, Topics, rounded
 from market_data_pipeline.windows.official import OfficialBars
@@ -64,7 +64,9 @@ class Partition:
         self._codec = codec
         self._max_future_ns = max_future_ns
         self._checkpoint = checkpoint
-        self._counted = self._first_new = checkpoint.counted
+        self._counted = self.first_new = checkpoint.counted
+        self.committed_resume = checkpoint.resume
+        self._read_until = NEVER
         self._checksum = checkpoint.checksum
         self._counts = msgspec.structs.replace(checkpoint.counts)
         self._forwarded = checkpoint.forwarded
@@ -96,11 +98,17 @@ class Partition:
             found = self.ticks[provider] = WindowStream(self.spec)
         return found
 
-    def take(self, records: Sequence[Record]) -> None:
-        """Read records in log order; those below the counted position only rebuild state."""
+    def take(self, records: Sequence[Record], began_ns: int) -> None:
+        """Read records in log order; those below the counted position only rebuild state.
+
+        Args:
+            records: what the log held from `position` on; empty at its end.
+            began_ns: when reading began, UTC ns.
+        """
         for record in records:
             self._take(record)
         self._flush_singles()
+        self._read_until = records[-1].append_ts if records else began_ns
 
     def _take(self, record: Record) -> None:
         new = self._is_new(record)
@@ -133,7 +141,15 @@ class Partition:
 
     def _is_new(self, record: Record) -> bool:
         """Whether the record was not counted when this owner took over."""
-        return record.offset >= self._first_new
+        return record.offset >= self.first_new
+
+    @property
+    def restoring(self) -> bool:
+        """Whether something is still to be read that an earlier owner counted.
+
+        Until it is, windows are incomplete: nothing may be collected.
+        """
+        return self.position < self.first_new
 
     def _reject(self, record: Record, item: Rejected) -> None:
         self._counts.dead_lettered += record.count
@@ -170,7 +186,11 @@ class Partition:
         if mark.kind != "idle":  # which is our own word: the silence goes on
             self.last_append[mark.provider] = record.append_ts
         if not new:
-            return  # the checkpoint knows it; a pause that is over must not come back
+            # the checkpoint knows it; a pause that is over must not come back
+            if mark.kind in ("progress", "idle") and mark.ts <= self._latest(record):
+                late = self.spec.allow_late_ns if mark.kind == "progress" else 0
+                self.stream(mark.provider).restore_mark(mark.ts - late)
+            return
         if mark.kind == "end":
             self.ended = True
             for stream in self.ticks.values():
@@ -325,6 +345,7 @@ class Partition:
     def committed(self, group: PartitionGroup, bad: Sequence[BadRow]) -> None:
         """The group is in the store; `bad` rows of it are not."""
         self.claim = replace(self.claim, sequence=self.claim.sequence + 1)
+        self.committed_resume = group.checkpoint.resume
         if bad:
             events = group.moved(bad)
             self._counts.stored -= events
@@ -335,14 +356,16 @@ class Partition:
         """The checkpoint of the latest group."""
         return self._checkpoint
 
-    def idle_marks(self, now_ns: int, silence_ns: int) -> list[Mark]:
+    def idle_marks(self, silence_ns: int) -> list[Mark]:
         """Marks for providers whose silence lets a window close.
 
-        A silent provider's clock is taken to have gone on since its last record.
+        A silent provider's clock is taken to have gone on since its last record. Silence is
+        known only up to the time until which the log was read: a process that slept since
+        must not take its own absence for the provider's.
         """
         marks = []
         for provider, stream in self.ticks.items():
-            silent = now_ns - self.last_append.setdefault(provider, now_ns)
+            silent = self._read_until - self.last_append.setdefault(provider, self._read_until)
             if stream.paused or self.ended or silent < silence_ns:
                 continue
             reached = floor_to(

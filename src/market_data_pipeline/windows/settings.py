@@ -52,3 +52,9 @@ class History(Protocol):
     ) -> list[EventBatch]:
         """Ticks that other lanes and feeds have stored in [from_ts, to_ts)."""
         ...
+
+    async def own(
+        self, provider: str, partition: int, from_ts: int, to_ts: int, before: int
+    ) -> list[EventBatch]:
+        """Ticks of this lane itself in [from_ts, to_ts), from records below offset `before`."""
+        ...

@@ -6,6 +6,7 @@ only on the events and marks it was handed, in their order.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -36,10 +37,16 @@ from market_data_pipeline.windows.wide import WideWindows
 
 @dataclass(slots=True)
 class _Part:
-    """Events of one record that wait for their window; position -1: not from our log."""
+    """Events of one record that wait for their window.
+
+    Attributes:
+        position: log offset; -1 if they are not from our log.
+        before: watermark before the record was read.
+    """
 
     events: Events
     position: int
+    before: int = NEVER
 
 
 @dataclass(slots=True)
@@ -123,6 +130,7 @@ class WindowStream:
         self.wide = WideWindows(spec.base_ns, spec.wide_ns, settled)
         # up to here everything is in settled rows; it follows the final watermark at each collect
         self._settled_to = min(self.final, self.closed)
+        self._replayed = state.replay
         self._maps: dict[tuple[str, ...], Index] = {}
         self._pending: list[_Part] = []
         self._late: list[_Part] = []
@@ -146,9 +154,17 @@ class WindowStream:
             taint=self.taint,
             greatest=self.greatest,
             paused=self.paused,
+            replay=self._replay_from(),
             symbols=list(self.symbols) if settled else [],
             settled=settled,
         )
+
+    def _replay_from(self) -> int:
+        """Watermark before the first record that is read again; NEVER if F alone decides."""
+        if self.final <= self.closed:
+            return NEVER
+        held = [p for p in (*self._pending, *self._late) if p.position >= 0]
+        return min(held, key=lambda p: p.position).before if held else NEVER
 
     def final_at(self, watermark: int) -> int:
         """The final watermark that belongs to a `watermark`."""
@@ -177,10 +193,12 @@ class WindowStream:
         return min(pending, self.wide.next_end(self.closed))
 
     def known_until(self) -> int:
-        """End of the widest window that anything read so far lies in."""
+        """End of the last window that anything read so far lies in."""
         last = max((int(p.events.ts.max()) + 1 for p in self._pending), default=self.closed)
-        last, widest = max(last, self.closed), self.spec.widest_ns
-        return last if abs(last) >= FOREVER else -(-last // widest) * widest
+        last = max(last, self.closed)
+        if abs(last) >= FOREVER:
+            return last
+        return max(-(-last // n) * n for n in (self.spec.base_ns, *self.spec.wide_ns))
 
     def history_from(self) -> int:
         """From where on a lane needs to know what others stored.
@@ -191,7 +209,14 @@ class WindowStream:
         if self.closed > NEVER:
             return self._settled_to
         first = min((int(p.events.ts.min()) for p in self._pending), default=FOREVER)
-        return first if first >= FOREVER else floor_to(first, self.spec.widest_ns)
+        return self._begun_before(first)
+
+    def unsettled_from(self) -> int:
+        """Begin of the earliest window that reaches above what is settled."""
+        return self._begun_before(self._settled_to)
+
+    def _begun_before(self, ts: int) -> int:
+        return min(floor_to(ts, length) for length in (self.spec.base_ns, *self.spec.wide_ns))
 
     def resume_position(self) -> int | None:
         """Lowest log offset that still feeds a window above the final watermark."""
@@ -211,45 +236,68 @@ class WindowStream:
         greatest = max(self.watermark, int(ts.max()) - self.spec.allow_late_ns)
         late: Index = np.empty(0, np.intp)
         events = self._events(batch)
+        watermark, self.watermark = self.watermark, greatest
         if int(ts.min()) < self.final_at(greatest):
-            late, events = self._split_late(events)
-        self.watermark = greatest
+            late, events = self._split_late(events, watermark)
         if len(events):
-            self._place(events, position, self._late)
+            self._place(_Part(events, position, watermark), self._late)
         return late
 
-    def _split_late(self, events: Events) -> tuple[Index, Events]:
-        before = running_greatest(
-            events.ts - self.spec.allow_late_ns, max(self.watermark, NEVER // 2)
-        )
+    def _split_late(self, events: Events, watermark: int) -> tuple[Index, Events]:
+        before = running_greatest(events.ts - self.spec.allow_late_ns, max(watermark, NEVER // 2))
         base = self.spec.base_ns
         final = (before - self.spec.revise_horizon_ns) // base * base
         late = events.ts < np.maximum(final, self.fence)
         return np.flatnonzero(late), events.take(~late) if late.any() else events
 
     def restore(self, batch: EventBatch, position: int) -> None:
-        """Take events that a checkpoint has already counted; those at or below F are skipped."""
-        events = self._events(batch)
+        """Take events that a checkpoint has already counted; those at or below F are skipped.
+
+        Where closing was held back, F is above windows that are still open: what was late for
+        them is found out again.
+        """
+        events, before = self._events(batch), self._replayed
+        if before > NEVER:
+            self.restore_mark(int(events.ts.max()) - self.spec.allow_late_ns)
+            events = self._split_late(events, before)[1]
         keep = events.ts >= self._settled_to
         if keep.any():
-            self._place(events.take(keep), position, self._restored)
+            self._place(_Part(events.take(keep), position, before), self._restored)
+
+    def restore_mark(self, watermark: int) -> None:
+        """Follow the watermark of what is read again."""
+        if self._replayed > NEVER:
+            self._replayed = max(self._replayed, watermark)
+
+    def resettle(self, own: Sequence[EventBatch], known: Sequence[EventBatch]) -> None:
+        """Make the settled rows anew.
+
+        Args:
+            own: everything of ours from `unsettled_from` to `history_from`.
+            known: everything that others have stored there.
+        """
+        parts = [replace(self._events(b), own=np.zeros(len(b), bool)) for b in known]
+        parts += [self._events(b) for b in own]
+        if parts:
+            base = bars_of(order_events(concat_events(parts)).events, self.spec.base_ns)
+            self.wide.resettle(base, self._settled_to)
 
     def inject(self, batch: EventBatch) -> None:
         """Take events known from elsewhere: they make bars whole and are counted nowhere here."""
         events = replace(self._events(batch), own=np.zeros(len(batch), bool))
         keep = events.ts >= self._settled_to
         if keep.any():
-            self._place(events.take(keep), -1, self._restored)
+            self._place(_Part(events.take(keep), -1), self._restored)
 
-    def _place(self, events: Events, position: int, closed: list[_Part]) -> None:
+    def _place(self, part: _Part, closed: list[_Part]) -> None:
         """Sort into open windows and `closed` ones."""
-        if int(events.ts.min()) >= self.closed:
-            self._pending.append(_Part(events, position))
-            return
-        below = events.ts < self.closed
-        closed.append(_Part(events.take(below), position))
-        if not below.all():
-            self._pending.append(_Part(events.take(~below), position))
+        below = part.events.ts < self.closed
+        if below.any():
+            closed.append(replace(part, events=part.events.take(below)))
+            if below.all():
+                return
+            part = replace(part, events=part.events.take(~below))
+        self._pending.append(part)
 
     def _events(self, batch: EventBatch) -> Events:
         mapping = self._maps.get(batch.symbols)
@@ -339,8 +387,8 @@ class WindowStream:
                 parts.append(part)
             else:
                 if below.any():
-                    parts.append(_Part(part.events.take(below), part.position))
-                rest.append(_Part(part.events.take(~below), part.position))
+                    parts.append(replace(part, events=part.events.take(below)))
+                rest.append(replace(part, events=part.events.take(~below)))
         self._pending = rest
         if parts:
             parts.sort(key=lambda part: part.events.own is None)

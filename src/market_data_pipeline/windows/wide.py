@@ -85,6 +85,12 @@ class WideWindows:
             _, from_end = np.unique(keys[::-1], return_index=True)
             self._recent = [rows.take(np.sort(len(rows) - 1 - from_end))]
 
+    def resettle(self, base: Bars, final: int) -> None:
+        """Replace the settled rows by what the `base` bars below the final watermark give."""
+        for length in self._wide_ns:
+            rows = base.take(window_starts(base.start, length) + length > final)
+            self.settled[length] = merge_bars(rows, length) if len(rows) else rows
+
     def settle(self, final: int) -> None:
         """Merge what lies below the final watermark; forget wide windows that are final too."""
         if not self._wide_ns:

@@ -11,7 +11,7 @@ import structlog
 
 from market_data_core.contracts.bus import Bus
 from market_data_core.contracts.store import Claim, CommitResult, OutboxItem, Store
-from market_data_core.errors import TransientError
+from market_data_core.errors import FencedError, TransientError
 from market_data_core.records import Entry
 from market_data_pipeline.observe import Observer
 from market_data_pipeline.windows.group import PartitionGroup
@@ -75,9 +75,21 @@ class GroupWriter:
             finally:
                 self._observer.store_write(time.perf_counter() - began)
 
-        result = await self.retry(attempt)
+        try:
+            result = await self.retry(attempt)
+        except FencedError as error:
+            if await self._guard_lost():
+                raise FencedError(str(error)) from error  # whichever partition it names
+            raise
         self._published = self._published[len(published) :]
         return result
+
+    async def _guard_lost(self) -> bool:
+        guard = self._guard
+        if guard is None:
+            return False
+        rows = await self.retry(lambda: self._store.status(guard.key.group, guard.key.topic))
+        return all(row.key != guard.key or row.token != guard.token for row in rows)
 
     async def _already_committed(self, groups: Sequence[PartitionGroup]) -> CommitResult | None:
         """The result of a commit whose answer was lost; None if it did not happen."""
