@@ -21,7 +21,7 @@ from benchmarks.contender import Contender, Figure, Result, answer_of
 from benchmarks.workload import LATENESS_NS, PROVIDER, WINDOW_NS, Cache
 from market_data_core.clock import SystemClock
 from market_data_core.config import Settings, load_config
-from market_data_core.contracts.provider import Item, Subscription
+from market_data_core.contracts.provider import Item, Recording, Subscription
 from market_data_core.events import EventBatch, Tick
 from market_data_core.intervals import NS_PER_MS, NS_PER_S
 from market_data_pipeline.assembly import Summary
@@ -74,6 +74,9 @@ class _Batches:
 
     def read(self) -> Iterator[EventBatch]:
         return iter(self._batches)
+
+    def presorted(self) -> Recording:
+        return self
 
 
 def _settings(folder: str, synchronous: str = "normal", **overrides: object) -> Settings:

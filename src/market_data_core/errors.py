@@ -9,6 +9,7 @@
     ├── FencedError               another process owns this now: stop, never retry
     ├── DamagedFileError          a file is not what it should be; nothing was written to it
     ├── LogLostError              the log no longer holds what a checkpoint was built on
+    ├── OutOfOrder            a recording has to be sorted before it is read
     └── RejectedError             one piece of input can never be used: goes to the dead letters
 """
 
@@ -53,6 +54,10 @@ class DamagedFileError(MdpError):
 
 class LogLostError(MdpError):
     """The log was replaced, cut short, or trimmed past what still had to be read."""
+
+
+class OutOfOrder(MdpError):
+    """A recording is too far from time order to be read in one pass; sort it first."""
 
 
 class RejectedError(MdpError):

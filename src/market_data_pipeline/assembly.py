@@ -71,13 +71,15 @@ class Summary:
         topic: the topic it read.
         counts: the conservation equation of the topic.
         written: what the store did with the bars.
-        seconds: from the first event to the last commit.
+        received: events received during this run.
+        seconds: how long it took, to the last commit.
         repeated: the lane was complete before; nothing had to be done.
     """
 
     topic: str
     counts: Counts
     written: WriteCounts
+    received: int
     seconds: float
     repeated: bool = False
 
@@ -137,7 +139,8 @@ class Assembly:
         except FencedError as error:
             msg = "another process has taken over this recording; nothing was lost, run it again"
             raise FencedError(msg) from error
-        return Summary(info.name, batcher.counts, batcher.written, time.perf_counter() - began)
+        spent = time.perf_counter() - began
+        return Summary(info.name, batcher.counts, batcher.written, batcher.received, spent)
 
     def producer(
         self, info: TopicInfo, provider: str, sources: list[int] | None = None

@@ -8,25 +8,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
-
-import structlog
+from typing import Any
 
 from market_data_core import registry
 from market_data_core.config import Settings
-from market_data_core.contracts.provider import FeedState, LiveProvider, Subscription
-from market_data_core.errors import TransientError
+from market_data_core.contracts.provider import LiveProvider, Recording, Subscription
 from market_data_core.records import TopicInfo
 from market_data_pipeline.assembly import Assembly, Progress, Summary
 from market_data_pipeline.backends import Backends
 from market_data_pipeline.lanes import Lanes
+from market_data_pipeline.pump import Pump
 
-if TYPE_CHECKING:
-    from market_data_pipeline.providers.recording import FileRecording
-
-log = structlog.get_logger("flow")
-
-_RETRY_S = 0.2
 _DRAIN_S = 10.0
 
 
@@ -46,7 +38,7 @@ class Flow:
         """How the run is doing."""
         return self._parts.progress
 
-    async def record(self, recording: FileRecording, stop: asyncio.Event) -> Summary:
+    async def record(self, recording: Recording, stop: asyncio.Event) -> Summary:
         """Carry one recording from its first event to its last bar; resumes where it stood."""
         return await Lanes(self._parts).record(recording, stop)
 
@@ -60,7 +52,7 @@ class Flow:
         """
         info = await self._live_topic()
         tasks: list[asyncio.Task[Any]] = [
-            asyncio.create_task(self._pump(provider, info, Subscription(symbols)))
+            asyncio.create_task(self._pump(provider, info).run(Subscription(symbols)))
             for provider in providers.values()
         ]
         waiting: asyncio.Task[Any] = asyncio.create_task(stop.wait())
@@ -73,8 +65,16 @@ class Flow:
         finally:
             for task in (*tasks, waiting):
                 task.cancel()
-            await asyncio.gather(*tasks, waiting, return_exceptions=True)
+            ended = await asyncio.gather(*tasks, return_exceptions=True)
+        for outcome in ended:  # what was taken last may not have been written
+            if isinstance(outcome, Exception):
+                raise outcome
         return self._parts.progress.produced
+
+    def _pump(self, provider: LiveProvider, info: TopicInfo) -> Pump:
+        producer = self._parts.producer(info, provider.name)
+        linger_s = self._parts.settings.bus.linger_ms / 1e3
+        return Pump(provider, producer, linger_s, self._parts.produced)
 
     async def micro_batch(self, stop: asyncio.Event, drain: bool = False) -> Summary:
         """Cut the live topic into windows until `stop` is set.
@@ -112,55 +112,6 @@ class Flow:
         bus = self._parts.settings.bus
         await self._parts.result_topics(bus.bars_topic)
         return await self._parts.bus.create_topic(bus.events_topic, bus.partitions)
-
-    async def _pump(
-        self, provider: LiveProvider, info: TopicInfo, subscription: Subscription
-    ) -> None:
-        """Carry one feed into the bus; a feed that breaks is begun again."""
-        producer = self._parts.producer(info, provider.name)
-        some = asyncio.Event()
-        flushing = asyncio.Lock()
-        linger_s = self._parts.settings.bus.linger_ms / 1e3
-
-        async def flush() -> None:
-            async with flushing:
-                await producer.flush()
-                self._parts.produced(producer)
-
-        async def linger() -> None:
-            while True:
-                await some.wait()
-                await asyncio.sleep(linger_s)
-                some.clear()
-                await flush()
-
-        lingering = asyncio.create_task(linger())
-        try:
-            while True:
-                try:
-                    async for item in provider.stream(subscription):
-                        if isinstance(item, FeedState):
-                            if item.state == "away":
-                                async with flushing:
-                                    await producer.pause()
-                            continue
-                        producer.add(item)
-                        if producer.full:
-                            await flush()
-                        elif not some.is_set():
-                            some.set()
-                    break
-                except TransientError as error:
-                    log.warning("feed lost", provider=provider.name, error=str(error))
-                    async with flushing:
-                        await producer.pause()
-                    await asyncio.sleep(_RETRY_S)
-        finally:
-            lingering.cancel()
-            await asyncio.gather(lingering, return_exceptions=True)
-            async with flushing:
-                await producer.pause()
-                self._parts.produced(producer)
 
 
 def open_providers(

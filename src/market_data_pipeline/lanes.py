@@ -4,25 +4,22 @@ from __future__ import annotations
 
 import asyncio
 from hashlib import sha256
-from typing import TYPE_CHECKING
 
 import structlog
 
 from market_data_core.contracts.provider import Recording
 from market_data_core.contracts.store import Claim, PartitionKey, WriteCounts
-from market_data_core.errors import TransientError
+from market_data_core.errors import OutOfOrder, TransientError
 from market_data_core.intervals import NS_PER_MS, NS_PER_S
 from market_data_core.records import TopicInfo
 from market_data_pipeline.assembly import Assembly, Summary
 from market_data_pipeline.windows.checkpoint import Counts, decode_checkpoint
 
-if TYPE_CHECKING:
-    from market_data_pipeline.providers.recording import FileRecording
-
 log = structlog.get_logger("lanes")
 
 _LANES = "@lanes"
 _RETRY_S = 0.2
+_DRAIN_S = 10.0
 
 
 class Lanes:
@@ -35,18 +32,19 @@ class Lanes:
     def __init__(self, parts: Assembly) -> None:
         self._parts = parts
 
-    async def record(self, recording: FileRecording, stop: asyncio.Event) -> Summary:
+    async def record(self, recording: Recording, stop: asyncio.Event) -> Summary:
         """Carry one recording from its first event to its last bar; resumes where it stood.
 
         One recording at a time works on a store: a second one waits.
         """
-        from market_data_pipeline.providers.recording import OutOfOrder
-
         guard = await self._claim_lanes(stop)
         if guard is None:
-            return Summary("", Counts(), WriteCounts(), 0.0)
+            return Summary("", Counts(), WriteCounts(), 0, 0.0)
         keeping = asyncio.create_task(self._keep(guard))
         try:
+            done = await self._finished(self._lane_topic(recording.presorted()))
+            if done:
+                return done
             try:
                 return await self._lane(recording, guard, stop)
             except OutOfOrder as error:
@@ -69,11 +67,14 @@ class Lanes:
         info = await self._parts.bus.create_topic(topic, bus.partitions)
         batcher = self._parts.batcher(info, bars_topic, live=False, guard=guard)
         feeding = asyncio.create_task(self._feed(recording, info, stop))
-        working = asyncio.create_task(self._parts.work(batcher, info, stop, 0.0))
+        working = asyncio.create_task(self._parts.work(batcher, info, stop, _DRAIN_S))
         try:
             await asyncio.wait({feeding, working}, return_when=asyncio.FIRST_COMPLETED)
-            if feeding.done():
-                feeding.result()  # a recording that cannot be read ends the run
+            if feeding.done() and (error := feeding.exception()):
+                if not isinstance(error, OutOfOrder):
+                    stop.set()  # what could be read is carried as far as it goes
+                    await working
+                raise error
             summary = await working
             await feeding
         finally:
@@ -100,13 +101,17 @@ class Lanes:
             log.warning("the lane's log is gone; it is read again from the start", topic=topic)
             await self._abandon(topic)
             return None
-        if len(checkpoints) < info.partitions or not all(c.ended for c in checkpoints):
+        whole = all(c.ended and not c.counts.open for c in checkpoints)
+        if len(checkpoints) < info.partitions or not whole:
             return None
+        for number in range(info.partitions):
+            if await self._parts.store.outbox(group, topic, number):
+                return None  # its owner died between the last commit and publishing
         counts, written = Counts(), WriteCounts()
         for checkpoint in checkpoints:
             counts.add(checkpoint.counts)
             written.unchanged += checkpoint.bars
-        return Summary(topic, counts, written, 0.0, repeated=True)
+        return Summary(topic, counts, written, 0, 0.0, repeated=True)
 
     async def _abandon(self, topic: str) -> None:
         await self._parts.store.forget(self._parts.settings.bus.group, topic)

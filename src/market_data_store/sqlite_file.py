@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import stat
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -91,7 +92,7 @@ def connect(
         try:
             if fresh:
                 db.execute(f"PRAGMA page_size={page_size}")
-            db.execute("PRAGMA journal_mode=WAL")
+            _use_log(db)
             db.execute(f"PRAGMA synchronous={synchronous}")
             db.execute("PRAGMA wal_autocheckpoint=0")
             db.execute("PRAGMA temp_store=MEMORY")
@@ -146,6 +147,21 @@ def _refuse_foreign(db: sqlite3.Connection, path: Path, application_id: int) -> 
     if found != application_id and (found or tables):
         raise damaged(path, "it is another program's database")
     return bool(found == application_id)
+
+
+def _use_log(db: sqlite3.Connection) -> None:
+    """Switch to a write-ahead log; SQLite itself does not wait here for others that do so."""
+    deadline = time.monotonic() + BUSY_TIMEOUT_MS / 1000
+    while True:
+        try:
+            db.execute("PRAGMA journal_mode=WAL")
+        except sqlite3.OperationalError as error:
+            busy = error.sqlite_errorcode & _PRIMARY == sqlite3.SQLITE_BUSY
+            if not busy or time.monotonic() >= deadline:
+                raise
+            time.sleep(0.002)
+        else:
+            return
 
 
 def _claim(db: sqlite3.Connection, path: Path, application_id: int) -> None:

@@ -21,7 +21,7 @@ from market_data_core.deadletters import DeadLetter, decode_letters
 from market_data_core.errors import RejectedError
 from market_data_core.events import EventBatch, Rejected, StreamEvent, parse_ts
 from market_data_core.intervals import NS_PER_MS, parse_interval
-from market_data_core.records import Mark, Record
+from market_data_core.records import Record
 from market_data_core.testing.oracle import (
     LogItem,
     OracleBar,
@@ -152,52 +152,49 @@ def dead_letters(lab: Lab) -> list[DeadLetter]:
     return [letter for record in records for letter in decode_letters(record.payload)]
 
 
-def expected_run(lab: Lab, name: str) -> ReferenceRun:
-    """What the topic's log, up to where it was counted, must have led to.
+def read_items(lab: Lab, name: str) -> list[list[LogItem]]:
+    """Each partition's log, up to where it was counted.
 
     Requires that the counts in the checkpoints are the log's own and that no event is unread.
     """
     topic, places = read_topic(lab, name), checkpoints(lab, name)
-    runs = []
+    found = []
     for partition, records in enumerate(topic.records):
-        counted = places[partition].counted if partition in places else 0
-        assert all(r.count == 0 for r in records if r.offset >= counted), "events are unread"
+        place = places.get(partition, Checkpoint(log_id=""))
+        unread = [r for r in records if r.offset >= place.counted and r.count]
+        assert not unread, f"events of partition {partition} are unread"
         assert sum(r.count for r in records) == topic.received[partition]
-        items = list(log_items([r for r in records if r.offset < counted]))
-        base, late, horizon = (ms * NS_PER_MS for ms in (BASE_MS, ALLOW_LATE_MS, HORIZON_MS))
-        run = reference_run(items, base, late, horizon)
-        if partition in places:
-            assert places[partition].counts.received == topic.received[partition]
-        runs.append(run)
-    return combined(runs)
+        assert place.counts.received == topic.received[partition]
+        found.append(list(log_items([r for r in records if r.offset < place.counted])))
+    return found
 
 
 def check_topic(lab: Lab, name: str) -> dict[StoredKey, OracleBar]:
     """Check counts and ledger of a topic; returns the bars that it must have given."""
-    run = expected_run(lab, name)
-    counts = total_counts(lab, name)
-    assert run.counts.balanced
+    logs = read_items(lab, name)
+    sizes = [ms * NS_PER_MS for ms in (BASE_MS, ALLOW_LATE_MS, HORIZON_MS)]
+    run = combined(reference_run(items, *sizes) for items in logs)
+    counts, wanted = total_counts(lab, name), run.counts
+    assert wanted.balanced
     assert counts.holds(), counts
     found = (counts.received, counts.stored, counts.open, counts.deduplicated, counts.late)
-    wanted = run.counts
     assert found == (wanted.received, wanted.stored, wanted.open, wanted.deduplicated, wanted.late)
-    assert counts.dead_lettered == wanted.dead_lettered
-    assert counts.lost == 0
+    assert (counts.dead_lettered, counts.lost) == (wanted.dead_lettered, 0)
     letters = [letter for letter in dead_letters(lab) if letter.topic == name]
-    _check_ledger(lab, name, run, letters)
-    return _bars_of(lab, name, letters)
+    _check_ledger(logs, run, letters)
+    return _bars_of(lab, name, logs, letters)
 
 
-def _check_ledger(lab: Lab, name: str, run: ReferenceRun, letters: list[DeadLetter]) -> None:
+def _check_ledger(
+    logs: list[list[LogItem]], run: ReferenceRun, letters: list[DeadLetter]
+) -> None:
     """Every late, contradictory or unusable input is there once, and nothing else is."""
     late = Counter(_event(letter).key for letter in letters if letter.reason == "late")
     assert late == Counter(event.key for event in run.late)
     conflicts = Counter(_event(x) for x in letters if x.reason == "id_conflict")
     assert conflicts == Counter(run.conflicts)
     rest = Counter(x.original for x in letters if x.reason not in ("late", "id_conflict"))
-    items = (log_items(records) for records in read_topic(lab, name).records)
-    wanted = Counter(x.original for part in items for x in part if isinstance(x, Rejected))
-    assert rest == wanted
+    assert rest == Counter(x.original for items in logs for x in items if isinstance(x, Rejected))
 
 
 def _event(letter: DeadLetter) -> OracleEvent:
@@ -207,20 +204,21 @@ def _event(letter: DeadLetter) -> OracleEvent:
     return OracleEvent(e.provider, e.symbol, parse_ts(e.src_ts), e.seq, *values)
 
 
-def _bars_of(lab: Lab, name: str, letters: list[DeadLetter]) -> dict[StoredKey, OracleBar]:
+def _bars_of(
+    lab: Lab, name: str, logs: list[list[LogItem]], letters: list[DeadLetter]
+) -> dict[StoredKey, OracleBar]:
     """A plain batch computation over the log less the ledger, for every closed window."""
     aside = Counter(_event(x) for x in letters if x.reason in ("late", "id_conflict"))
     places = checkpoints(lab, name)
     bars: dict[StoredKey, OracleBar] = {}
-    for partition, records in enumerate(read_topic(lab, name).records):
-        events = [item for item in log_items(records) if isinstance(item, OracleEvent)]
+    for partition, items in enumerate(logs):
         kept = []
-        for event in reversed(events):  # of equal copies the later ones were set aside
-            if aside[event] > 0:
+        for event in (item for item in reversed(items) if isinstance(item, OracleEvent)):
+            if aside[event] > 0:  # of equal copies the later ones were set aside
                 aside[event] -= 1
             else:
                 kept.append(event)
-        closed = {s.provider: s.closed for s in places[partition].streams} if places else {}
+        closed = {s.provider: s.closed for s in places[partition].streams} if kept else {}
         for window in lab.windows:
             length = parse_interval(window)
             for (provider, symbol, ts), bar in batch_bars(reversed(kept), length).items():
@@ -258,8 +256,3 @@ def check_files(lab: Lab) -> None:
     """Every file is a sound database."""
     for path in (lab.store_file, *(lab.home / "bus").glob("*.db")):
         assert query(path, "PRAGMA integrity_check") == [("ok",)], path
-
-
-def is_mark(item: LogItem, kind: str) -> bool:
-    """Whether a log's item is a mark of that kind."""
-    return isinstance(item, Mark) and item.kind == kind

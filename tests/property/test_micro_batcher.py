@@ -297,6 +297,7 @@ class Lanes:
         self.runs += 1
         self.clock.advance(LEASE_NS + 1)
         life = Life(calls)
+        self.lives = life
         bus, store = Mortal(self.bus, life), Mortal(self.store, life)
         history = LaneHistory(
             bus,
@@ -393,7 +394,7 @@ async def run_lanes(
 ) -> None:
     names = [f"{EVENTS}.{i}" for i, events in enumerate(inputs) if events]
     for name, events in zip(names, [x for x in inputs if x], strict=True):
-        await lanes.feed(name, events, 5)
+        await lanes.feed(name, events, 2)
     for which, calls in runs:
         await lanes.run(names[which % len(names)], calls, most)
     for name in names:
@@ -414,5 +415,5 @@ def test_lanes_make_one_whole_whatever_their_order_and_crashes(
     data: st.DataObject, spec: WindowSpec
 ) -> None:
     inputs = data.draw(recordings(spec))
-    runs = data.draw(st.lists(st.tuples(st.integers(0, 1), st.integers(1, 60)), max_size=3))
-    asyncio.run(run_lanes(Lanes(spec), inputs, runs, data.draw(st.integers(1, 6))))
+    runs = data.draw(st.lists(st.tuples(st.integers(0, 1), st.integers(20, 400)), max_size=4))
+    asyncio.run(run_lanes(Lanes(spec), inputs, runs, data.draw(st.integers(2, 6))))

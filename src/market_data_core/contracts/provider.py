@@ -65,6 +65,12 @@ class Recording(Protocol):
         """Yield all events merged in src_ts order (ties in input order); blocks on I/O.
 
         Raises:
-            UsageError: an input cannot be opened or its format is not known.
+            OutOfOrder: the inputs have to be sorted first, see `presorted`; some events were
+                handed out already.
+            UsageError: an input is cut off or damaged; all that could be read was handed out.
         """
+        ...
+
+    def presorted(self) -> Recording:
+        """The same inputs, sorted before the first event is handed out; another lane."""
         ...

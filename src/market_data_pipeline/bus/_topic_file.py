@@ -268,7 +268,7 @@ class TopicFile:
 
 def no_topic(name: str) -> str:
     """What to tell about a topic that is not there."""
-    return f"there is no topic {name!r}; `mdp stream topics` lists those that exist"
+    return f"there is no topic {name!r}"
 
 
 def _record(row: tuple[int, int, int, int, int, bytes]) -> Record:

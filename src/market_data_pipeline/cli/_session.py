@@ -109,11 +109,12 @@ def _panel(flow: Flow, title: str, rate: float, seconds: float) -> Table:
 def report(settings: Settings, summary: Summary) -> None:
     """Print what a run did; the conservation equation comes last."""
     counts, written = summary.counts, summary.written
-    rate = f", {counts.received / summary.seconds:,.0f} events/s" if summary.seconds else ""
     if summary.repeated:
         typer.echo("These inputs were carried to the end before: no row changed.")
+    received = counts.received if summary.repeated else summary.received
+    rate = f", {received / summary.seconds:,.0f} events/s" if summary.seconds else ""
     lines = {
-        "events in": f"{counts.received:,}{rate}",
+        "events in": f"{received:,}{rate}",
         "bars": f"{written.inserted:,} inserted, {written.updated:,} updated, "
         f"{written.unchanged:,} unchanged",
         "duplicates": f"{counts.deduplicated:,}",

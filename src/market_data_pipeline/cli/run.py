@@ -76,10 +76,18 @@ def run(
 
 
 def produce(
-    config: Config = None, provider: Provider = None, symbols: Symbols = "", duration: For = ""
+    config: Config = None,
+    provider: Provider = None,
+    symbols: Symbols = "",
+    window: Window = "",
+    duration: For = "",
 ) -> None:
-    """Carry live feeds into the bus until Ctrl-C."""
-    settings = _settings(config, "")
+    """Carry live feeds into the bus until Ctrl-C.
+
+    Give the micro-batchers' window lengths here too: marks of progress are written when one of
+    them can close.
+    """
+    settings = _settings(config, window)
     providers = _open(settings, tuple(provider or ()), duration)
 
     async def work(flow: Flow, stop: asyncio.Event) -> int:

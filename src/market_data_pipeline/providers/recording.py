@@ -11,14 +11,13 @@ from pathlib import Path
 
 import xxhash
 
-from market_data_core.errors import UsageError
+from market_data_core.errors import OutOfOrder, UsageError
 from market_data_core.events import EventBatch, Rejected
 from market_data_pipeline.providers._formats.inputs import STANDARD_INPUT, Input, open_input
 from market_data_pipeline.providers._formats.merge import blocks, merged
 from market_data_pipeline.providers._formats.options import RecordingOptions
 from market_data_pipeline.providers._formats.order import (
     REORDER_NS,
-    OutOfOrder,
     Piece,
     SeqCounter,
     reordered,

@@ -57,6 +57,8 @@ class StreamState(msgspec.Struct, kw_only=True):
         paused: the producer said that it is away.
         replay: watermark before the first record that is to be read again, where closing was
             held back below the final watermark; NEVER otherwise.
+        intervals: the window lengths in use, ns.
+        since: interval in ns -> start of the first window that it was in use for as a whole.
         symbols: what the settled rows' codes mean.
         settled: interval in ns -> settled rows.
         bars: vendor bars above the final watermark, encoded; empty for a stream of ticks.
@@ -72,6 +74,8 @@ class StreamState(msgspec.Struct, kw_only=True):
     greatest: int = NEVER
     paused: bool = False
     replay: int = NEVER
+    intervals: list[int] = []
+    since: dict[int, int] = {}
     symbols: list[str] = []
     settled: dict[int, Any] = {}
     bars: bytes = b""

@@ -80,6 +80,7 @@ class MicroBatcher:
         self._known_to: dict[tuple[int, str], int] = {}
         self._committing: asyncio.Task[None] | None = None
         self._beat_at = self._commit_at = self._retain_at = 0.0
+        self._before: dict[int, int] = {}
         self.written = WriteCounts()
 
     @property
@@ -89,6 +90,11 @@ class MicroBatcher:
         for partition in self._owned.values():
             total.add(partition.checkpoint.counts)
         return total
+
+    @property
+    def received(self) -> int:
+        """Events that this worker received, of the partitions that it has still."""
+        return self.counts.received - sum(self._before[number] for number in self._owned)
 
     @property
     def open_windows(self) -> int:
@@ -201,6 +207,7 @@ class MicroBatcher:
         partition.dirty = bool(found.gaps)
         self._owned[number] = partition
         self._known_to = {key: to for key, to in self._known_to.items() if key[0] != number}
+        self._before[number] = found.checkpoint.counts.received
         self._observer.adopted(number, found.checkpoint.counts)
         log.debug("partition owned", topic=self._info.name, partition=number, token=claim.token)
 
@@ -344,4 +351,7 @@ class MicroBatcher:
         before = self._clock.now_ns() - s.retention_ns
         for number, partition in list(self._owned.items()):
             resume = partition.committed_resume
-            await self._bus.trim(self._info.name, number, resume, before, s.retention_bytes)
+            try:
+                await self._bus.trim(self._info.name, number, resume, before, s.retention_bytes)
+            except TransientError as error:  # the next round tries again
+                log.warning("the log could not be trimmed", error=str(error))

@@ -37,9 +37,9 @@ async def recover(
     stored stay as they are: their windows are fenced off. What was read but not stored is lost,
     and windows that hold some of it are marked.
     """
-    if checkpoint is None:
-        return Recovered(Checkpoint(log_id=info.log_id), [], "")
     bounds = await bus.bounds(info.name, partition)
+    if checkpoint is None:
+        return Recovered(await _first(bus, info, partition, bounds), [], "")
     cause = await _cause(bus, info, partition, checkpoint, bounds)
     if not cause:
         return Recovered(checkpoint, [], "")
@@ -76,6 +76,27 @@ async def recover(
     return Recovered(renewed, gaps, message)
 
 
+async def _first(bus: Bus, info: TopicInfo, partition: int, bounds: Bounds) -> Checkpoint:
+    """Where a new group begins: at the oldest record kept; what was before is not its business."""
+    at = await _received_before(bus, info, partition, bounds.first, bounds)
+    return Checkpoint(
+        log_id=info.log_id,
+        resume=bounds.first,
+        counted=bounds.first,
+        received_before=-at,
+    )
+
+
+async def _received_before(
+    bus: Bus, info: TopicInfo, partition: int, offset: int, bounds: Bounds
+) -> int:
+    """Events that the log received before the record at `offset`."""
+    if offset == bounds.next:
+        return bounds.received
+    found = await bus.poll(info.name, {partition: offset}, 1, 0)
+    return found[partition][0].received
+
+
 async def _cause(
     bus: Bus, info: TopicInfo, partition: int, checkpoint: Checkpoint, bounds: Bounds
 ) -> str:
@@ -103,10 +124,7 @@ async def _restart(
         start = max(bounds.first, checkpoint.counted)
     else:
         start = bounds.first
-    if start == bounds.next:
-        return start, bounds.received
-    found = await bus.poll(info.name, {partition: start}, 1, 0)
-    return start, found[partition][0].received
+    return start, await _received_before(bus, info, partition, start, bounds)
 
 
 def _span(state: StreamState, base_ns: int) -> tuple[int, int]:

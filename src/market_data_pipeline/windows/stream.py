@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from math import gcd
 
 import numpy as np
 from numpy.typing import NDArray
 
+from market_data_core.errors import UsageError
 from market_data_core.events import EventBatch, code_dtype
 from market_data_core.intervals import format_interval
 from market_data_pipeline.windows.aggregate import (
@@ -130,6 +132,7 @@ class WindowStream:
         self.wide = WideWindows(spec.base_ns, spec.wide_ns, settled)
         # up to here everything is in settled rows; it follows the final watermark at each collect
         self._settled_to = min(self.final, self.closed)
+        self._since = self._in_use_since(state)
         self._replayed = state.replay
         self._maps: dict[tuple[str, ...], Index] = {}
         self._pending: list[_Part] = []
@@ -155,9 +158,42 @@ class WindowStream:
             greatest=self.greatest,
             paused=self.paused,
             replay=self._replay_from(),
+            intervals=list(self.spec.intervals_ns),
+            since=self._since,
             symbols=list(self.symbols) if settled else [],
             settled=settled,
         )
+
+    def _in_use_since(self, state: StreamState) -> dict[int, int]:
+        """From where on each interval gives bars: one that is new begins with a whole window.
+
+        Raises:
+            UsageError: the new base window does not fit into the old one.
+        """
+        known = state.intervals
+        if not known or self.closed == NEVER:
+            return {}
+        old, base = gcd(*known), self.spec.base_ns
+        if old % base:
+            before, now = format_interval(old), format_interval(base)
+            msg = (
+                f"{state.provider}: windows were multiples of {before} so far and cannot become "
+                f"multiples of {now}; keep {before} among micro_batch.windows, or use another "
+                "consumer group and store"
+            )
+            raise UsageError(msg)
+        since = {n: at for n, at in state.since.items() if n in self.spec.intervals_ns}
+        for length in set(self.spec.intervals_ns) - set(known):
+            since[length] = -(-max(self._settled_to, self.closed) // length) * length
+        return since
+
+    def _whole(self, closed: Closed) -> Closed | None:
+        """`closed` without windows that began before their interval was in use."""
+        keep = closed.bars.start >= self._since.get(closed.length_ns, NEVER)
+        if keep.all():
+            return closed
+        left = replace(closed, bars=closed.bars.take(keep), fresh=closed.fresh[keep])
+        return left if len(left.bars) else None
 
     def _replay_from(self) -> int:
         """Watermark before the first record that is read again; NEVER if F alone decides."""
@@ -360,6 +396,8 @@ class WindowStream:
         if closing > self.closed:
             self._close(closing, out)
         self._settle()
+        if self._since:
+            out.bars = [c for c in map(self._whole, out.bars) if c]
         return out
 
     def _settle(self) -> None:

@@ -29,8 +29,9 @@ STAGE = f"""CREATE TEMP TABLE IF NOT EXISTS staged (
     {_VALUES}, state, created_at, updated_at)"""
 
 _DIFFERS = " OR ".join(f"b.{name} IS NOT s.{name}" for name in _VALUES.split(", "))
-_CHANGED = f"""(({_DIFFERS}) AND coalesce(s.trade_count >= b.trade_count, 1)
-    OR b.state = 'gap' AND s.state <> 'gap')"""
+# a stored bar gives way only to one that is made of at least as many events
+_CHANGED = f"""(({_DIFFERS} OR b.state = 'gap' AND s.state <> 'gap')
+    AND coalesce(s.trade_count >= b.trade_count, 1))"""
 _ON_KEY = " AND ".join(f"b.{name} = s.{name}" for name in _KEY.split(", "))
 _SORT = f"""SELECT s.i, b.provider IS NULL, b.provider IS NOT NULL AND {_CHANGED},
     b.provider IS NOT NULL AND ({_DIFFERS})

@@ -19,7 +19,7 @@ from market_data_pipeline.bus.codec import decode, encode_columns, encode_events
 from market_data_pipeline.bus.codec import encode_rejected as encode_rejected_input
 
 T0 = 1_761_314_520 * 10**9
-_COUNT = 4  # symbol codes, src_ts, seq, ingest_ts come before the prices
+COUNT = 4  # symbol codes, src_ts, seq, ingest_ts come before the prices
 
 
 def trades(n: int = 5, **changes: Any) -> EventBatch:
@@ -158,6 +158,7 @@ def test_single_events_are_recognised(codec: Any) -> None:
         b"[]", b'{"ver":', b"\xff" * 100, b"\x80", b"\xde\xff\xff", b"\xdf\xff\xff\xff\xff",
         b"MDPC\xff\xff\xff\xff", b"MDPC\0\0\0\0", b"MDPC\x01\0\0\0\x90", b"{" * 100_000,
         b"[" * 100_000, b"\x91" * 100_000, b"MDPM" + b"\x91" * 100_000,
+        b"MDPM\x81\xa1z" + b"\x91" * 100_000,
         b"MDPC\xa0\x86\x01\0" + b"\x91" * 100_000, b"GET / HTTP/1.1\r\n\r\n",
         b"MDPC\x0d\0\0\0\x96\xa1a\xa4tick\xa21s\xdd\xff\xff\xff\xff", bytes(1 << 20),
     ],
@@ -245,6 +246,20 @@ def test_an_unchanged_header_is_read() -> None:
 def test_a_forged_header_is_rejected(change: Callable[[list[Any]], None]) -> None:
     with pytest.raises(RejectedError, match="damaged payload"):
         decode(forged(change))
+
+
+def test_one_number_is_not_a_column_of_many() -> None:
+    exact = trades(1, close=[1e300])
+    assert same(read(forged(put(ROWS, 1), exact)), exact)
+    for rows in (2, 60_000):
+        with pytest.raises(RejectedError, match="too few"):
+            decode(forged(put(ROWS, rows), exact))
+
+
+@pytest.mark.parametrize("column", range(COUNT))
+def test_only_prices_and_sizes_may_be_of_any_length(column: int) -> None:
+    with pytest.raises(RejectedError, match="64 bits"):
+        decode(forged(put(COLUMNS, column, ["text", 0, 1, 1, 0]), trades(1), b"0"))
 
 
 def test_a_vendor_bar_has_an_interval() -> None:

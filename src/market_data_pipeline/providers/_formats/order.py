@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from market_data_core.errors import MdpError
+from market_data_core.errors import OutOfOrder
 from market_data_core.events import format_ts
 from market_data_pipeline.providers._formats.rows import (
     BEFORE_ALL,
@@ -29,10 +29,6 @@ from market_data_pipeline.providers._formats.rows import (
 REORDER_NS = 10**9
 REJECTED_BYTES_MAX = 8 << 20
 """Rejected pieces held back at once; beyond that rows are handed out as soon as possible."""
-
-
-class OutOfOrder(MdpError):
-    """An input is too far from time order to be read in one pass: it must be sorted first."""
 
 
 @dataclass(frozen=True, slots=True)
