@@ -110,7 +110,7 @@ class StoreSuite(StoreOwningSuite):
             (("final", 1.0, 3), ("gap", 2.0, 2), "kept", "final"),
             (("final", 1.0, 3), ("revised", 1.0, 3), "unchanged", "final"),
             (("revised", 1.0, 3), ("final", 1.0, 3), "unchanged", "revised"),
-            (("gap", 1.0, 3), ("final", 2.0, 2), "updated", "revised"),
+            (("gap", 1.0, 3), ("final", 2.0, 2), "kept", "gap"),
             (("gap", 1.0, 3), ("final", 1.0, 3), "updated", "revised"),
             (("gap", 1.0, 3), ("gap", 2.0, 4), "updated", "gap"),
             (("gap", 1.0, 3), ("gap", 2.0, 2), "kept", "gap"),
