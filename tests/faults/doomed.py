@@ -1,8 +1,11 @@
-"""``mdp`` that kills itself at a chosen write boundary of the bus or the store.
+"""``mdp`` that kills itself at a chosen write boundary of the bus or the store, if told to.
 
 ``MDP_DOOM=store:COMMIT:after:3`` means: right after the third COMMIT on a store's connection,
 kill -9. The first word is ``store``, a topic's name, or ``bus`` for any topic; the second one is
 how the statement begins; the third one ``before`` or ``after``.
+
+``MDP_BLOCK_ROWS=100`` lets a recording come in so small blocks that even a short one is written
+to the bus in many steps.
 """
 
 from __future__ import annotations
@@ -35,12 +38,7 @@ class _Doom:
                 os.kill(os.getpid(), signal.SIGKILL)
 
 
-def main() -> None:
-    """Run the command line under the doom that the environment names."""
-    from market_data_pipeline.cli import main as mdp
-
-    doom = _Doom(os.environ["MDP_DOOM"])
-
+def _connections_of(doom: _Doom) -> type[sqlite3.Connection]:
     class Doomed(sqlite3.Connection):
         """A connection whose statements are counted."""
 
@@ -60,10 +58,21 @@ def main() -> None:
             doom.strike(self._path, sql, "after")
             return cursor
 
-    connect = sqlite3.connect
+    return Doomed
 
-    def doomed_connect(database: Any, **options: Any) -> sqlite3.Connection:
-        return connect(database, factory=Doomed, **options)
 
-    sqlite3.connect = doomed_connect  # type: ignore[assignment]
+def main() -> None:
+    """Run the command line under what the environment says."""
+    from market_data_pipeline.cli import main as mdp
+    from market_data_pipeline.providers._formats import merge
+
+    if os.environ.get("MDP_BLOCK_ROWS"):
+        merge.BLOCK_ROWS = int(os.environ["MDP_BLOCK_ROWS"])
+    if os.environ.get("MDP_DOOM"):
+        connect, factory = sqlite3.connect, _connections_of(_Doom(os.environ["MDP_DOOM"]))
+
+        def doomed_connect(database: Any, **options: Any) -> sqlite3.Connection:
+            return connect(database, factory=factory, **options)
+
+        sqlite3.connect = doomed_connect  # type: ignore[assignment]
     mdp()

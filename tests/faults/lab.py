@@ -95,6 +95,7 @@ class Lab:
         bus: likewise.
         synthetic: likewise.
         windows: the configured windows.
+        block_rows: events of a recording that are handed on at a time; 0 for as many as usual.
     """
 
     path: Path
@@ -102,6 +103,7 @@ class Lab:
     bus: Mapping[str, object] = field(default_factory=dict)
     synthetic: Mapping[str, object] = field(default_factory=dict)
     windows: tuple[str, ...] = WINDOWS
+    block_rows: int = 0
     workers: list[Worker] = field(default_factory=list)
 
     @property
@@ -153,7 +155,8 @@ class Lab:
             doom: where the process kills itself (see ``tests.faults.doomed``).
             file_bytes_max: no file may grow beyond it.
         """
-        command = [sys.executable, "-c", _DOOMED if doom else _MDP, *arguments]
+        changed = doom or self.block_rows
+        command = [sys.executable, "-c", _DOOMED if changed else _MDP, *arguments]
         command += ["--config", str(config or self.config())]
         if file_bytes_max is not None:
             command = ["prlimit", f"--fsize={file_bytes_max}:unlimited", *command]
@@ -162,6 +165,7 @@ class Lab:
             **os.environ,
             "MDP_HOME": str(self.home),
             "MDP_DOOM": doom,
+            "MDP_BLOCK_ROWS": str(self.block_rows or ""),
             "PYTHONPATH": os.pathsep.join(filter(None, path)),
             "PYTHONUNBUFFERED": "1",
         }

@@ -69,7 +69,11 @@ def test_run(
     """A recording that is carried in any number of attempts is carried exactly once."""
     chance = random.Random(seed)
     codec = chance.choice(_CODECS)
-    lab = make_lab(micro_batch={"max_batch_size": 100}, bus={"codec": codec})
+    lab = make_lab(
+        micro_batch={"max_batch_size": 20},
+        bus={"codec": codec},
+        block_rows=chance.choice((0, 97, 400)),
+    )
     hits, number = 0, 0
     while hits < kills:
         number += 1

@@ -340,15 +340,21 @@ class Crash(Exception):
 
 
 class Life:
-    """A process's life, measured in calls to the outside world; endless if it is negative."""
+    """A process's life, measured in calls to the outside world.
 
-    def __init__(self, calls: int = -1) -> None:
-        self.left = calls
+    Args:
+        calls: how many calls and answers it lives to see; endless if negative.
+        only: name of the method whose calls count, "" for every method.
+    """
 
-    def __call__(self) -> None:
-        if self.left == 0:
+    def __init__(self, calls: int = -1, only: str = "") -> None:
+        self._left, self._only = calls, only
+
+    def step(self, name: str) -> None:
+        """A call or its answer."""
+        if self._left == 0 and name in (self._only or name, "leave"):
             raise Crash
-        self.left -= 1
+        self._left -= name == (self._only or name)
 
 
 class Mortal:
@@ -361,9 +367,9 @@ class Mortal:
         method = getattr(self._inner, name)
 
         async def call(*args: Any, **kwargs: Any) -> Any:
-            self._life()
+            self._life.step(name)
             answer = await method(*args, **kwargs)
-            self._life()
+            self._life.step(name)
             return answer
 
         return call

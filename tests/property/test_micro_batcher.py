@@ -22,6 +22,7 @@ from tests.property._harness import (
     MemoryStore,
     Mortal,
     assert_same,
+    distinct,
     entries_of,
     entry_of,
     expect,
@@ -37,8 +38,8 @@ from market_data_core.events import EventBatch, Rejected
 from market_data_core.intervals import NS_PER_MS, NS_PER_S, format_interval
 from market_data_core.partitioning import partition_of
 from market_data_core.records import Entry, Mark
-from market_data_core.testing.oracle import EventKey, OracleEvent, batch_bars
-from market_data_core.testing.strategies import PROVIDERS, START_NS, logs, to_batches
+from market_data_core.testing.oracle import OracleEvent, batch_bars
+from market_data_core.testing.strategies import PROVIDERS, START_NS, events, logs, to_batches
 from market_data_core.wire import decode_event
 from market_data_pipeline.bus import codec
 from market_data_pipeline.observe import Observer
@@ -167,12 +168,12 @@ class World:
 
 
 @st.composite
-def specs(draw: st.DrawFn) -> WindowSpec:
-    lengths_ms = draw(st.sampled_from(((500,), (1_000, 2_000, 5_000), (2_000, 3_000))))
+def specs(draw: st.DrawFn, patience_ms: tuple[int, ...] = (0, 500, 1_500)) -> WindowSpec:
+    lengths_ms = draw(st.sampled_from(((2_000, 3_000), (1_000, 2_000, 5_000), (500,))))
     return WindowSpec(
         tuple(ms * NS_PER_MS for ms in lengths_ms),
-        draw(st.sampled_from((0, 250, 1_500))) * NS_PER_MS,
-        draw(st.sampled_from((0, 500, 1_000, 2_300))) * NS_PER_MS,
+        draw(st.sampled_from(patience_ms)) * NS_PER_MS,
+        draw(st.sampled_from(patience_ms)) * NS_PER_MS,
     )
 
 
@@ -282,22 +283,20 @@ class Lanes:
         self.logs: dict[str, list[OracleEvent]] = {}
         self.runs = 0
 
-    async def feed(self, lane: str, events: list[OracleEvent], size: int) -> None:
+    async def feed(self, lane: str, recording: list[OracleEvent], size: int) -> None:
         """Append a whole recording and its end marks."""
-        self.logs[lane] = events
+        self.logs[lane] = recording
         await self.bus.create_topic(LETTERS, 1)
         await self.bus.create_topic(lane, PARTITIONS)
-        for batch in to_batches(events, tuple(range(size, len(events), size))):
+        for batch in to_batches(recording, tuple(range(size, len(recording), size))):
             await self.bus.append(lane, split(batch))
         marks = [mark_entry(Mark(kind="end"), p) for p in range(PARTITIONS)]
         await self.bus.append(lane, marks)
 
-    async def run(self, lane: str, calls: int, most: int) -> WriteCounts | None:
-        """Carry a lane to its end; None if the process died after `calls` calls."""
+    async def run(self, lane: str, life: Life, most: int) -> WriteCounts | None:
+        """Carry a lane to its end; None if the process died on the way."""
         self.runs += 1
         self.clock.advance(LEASE_NS + 1)
-        life = Life(calls)
-        self.lives = life
         bus, store = Mortal(self.bus, life), Mortal(self.store, life)
         history = LaneHistory(
             bus,
@@ -346,8 +345,8 @@ class Lanes:
             for letter in letters_of(self.bus)
         )
         found: list[OracleEvent] = []
-        for lane, events in self.logs.items():
-            for event in reversed(events):
+        for lane, recording in self.logs.items():
+            for event in reversed(recording):
                 key = (lane, event.symbol, event.src_ts, event.seq)
                 if aside[key]:
                     aside[key] -= 1
@@ -363,9 +362,9 @@ class Lanes:
             for key, bar in batch_bars(kept, length).items()
         }
         assert_same(self.store.kept, expected)
-        for lane, events in self.logs.items():
+        for lane, recording in self.logs.items():
             counts = total_counts(self.store, lane)
-            assert (counts.received, counts.open) == (len(events), 0)
+            assert (counts.received, counts.open) == (len(recording), 0)
 
 
 def split(batch: EventBatch) -> list[Entry]:
@@ -377,14 +376,16 @@ def split(batch: EventBatch) -> list[Entry]:
 @st.composite
 def recordings(draw: st.DrawFn, spec: WindowSpec) -> tuple[list[OracleEvent], ...]:
     """Two recordings of one provider that overlap, each nearly in order, no contradictions."""
+    one = events(8 * NS_PER_S, extreme=False, aggregates=False)
+    log = distinct(draw(st.lists(one, min_size=8, max_size=24)))
     delay_ns = draw(st.sampled_from((0, 1, 4))) * (spec.allow_late_ns + spec.revise_horizon_ns)
-    log = draw(logs(8 * NS_PER_S, delay_ns, size_max=30))
-    first: dict[EventKey, OracleEvent] = {}
-    log = tuple(first.setdefault(event.key, event) for event in log)
-    where = draw(st.lists(st.sampled_from((1, 2, 3)), min_size=len(log), max_size=len(log)))
-    at = draw(st.one_of(st.none(), st.integers(0, len(log))))
-    if at is not None:  # they meet in one place rather than overlap
-        where = [1 if i < at else 2 for i in range(len(log))]
+    size = len(log)
+    delays = draw(st.lists(st.integers(0, delay_ns), min_size=size, max_size=size))
+    log = [log[i] for i in sorted(range(size), key=lambda i: log[i].src_ts + delays[i])]
+    where = draw(st.lists(st.sampled_from((1, 2, 3)), min_size=size, max_size=size))
+    if draw(st.booleans()):  # they meet in one place rather than overlap
+        at = draw(st.integers(0, size))
+        where = [1 if i < at else 2 for i in range(size)]
     pairs = list(zip(log, where, strict=True))
     return [e for e, w in pairs if w & 1], [e for e, w in pairs if w & 2]
 
@@ -392,28 +393,30 @@ def recordings(draw: st.DrawFn, spec: WindowSpec) -> tuple[list[OracleEvent], ..
 async def run_lanes(
     lanes: Lanes, inputs: tuple[list[OracleEvent], ...], runs: list[tuple[int, int]], most: int
 ) -> None:
-    names = [f"{EVENTS}.{i}" for i, events in enumerate(inputs) if events]
-    for name, events in zip(names, [x for x in inputs if x], strict=True):
-        await lanes.feed(name, events, 2)
+    names = [f"{EVENTS}.{i}" for i, recording in enumerate(inputs) if recording]
+    for name, recording in zip(names, [x for x in inputs if x], strict=True):
+        await lanes.feed(name, recording, 2)
     for which, calls in runs:
-        await lanes.run(names[which % len(names)], calls, most)
+        await lanes.run(names[which % len(names)], Life(calls, "commit"), most)
     for name in names:
-        assert await lanes.run(name, -1, most)
+        assert await lanes.run(name, Life(), most)
     lanes.check()
 
     before = dict(lanes.store.kept)
     await lanes.feed(f"{EVENTS}.again", lanes.logs[names[0]], 3)
-    written = await lanes.run(f"{EVENTS}.again", -1, most)
+    written = await lanes.run(f"{EVENTS}.again", Life(), most)
     assert written
     assert (written.inserted, written.updated, written.kept) == (0, 0, 0)
     assert lanes.store.kept == before
 
 
 @settings(max_examples=60)
-@given(st.data(), specs())
+@given(st.data(), specs(patience_ms=(0, 250, 500)))
 def test_lanes_make_one_whole_whatever_their_order_and_crashes(
     data: st.DataObject, spec: WindowSpec
 ) -> None:
     inputs = data.draw(recordings(spec))
-    runs = data.draw(st.lists(st.tuples(st.integers(0, 1), st.integers(20, 400)), max_size=4))
+    runs = data.draw(
+        st.lists(st.tuples(st.integers(0, 1), st.integers(1, 15)), min_size=1, max_size=4)
+    )
     asyncio.run(run_lanes(Lanes(spec), inputs, runs, data.draw(st.integers(2, 6))))

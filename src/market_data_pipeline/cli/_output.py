@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import sys
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -23,7 +22,6 @@ ConfigOption = Annotated[
     typer.Option("--config", "-c", help="Configuration; default ./configs/streaming.yaml."),
 ]
 _PLAIN_WIDTH = 240
-_LINES_PER_WRITE = 500
 
 
 def load_settings(config: Path | None) -> Settings:
@@ -213,18 +211,11 @@ def to_file_or_stdout(write: Callable[[BinaryIO], object], output: Path | None) 
 
 
 def write_lines(lines: Iterable[bytes]) -> None:
-    """Lines to standard output, flushed; the command ends quietly if nobody reads any more."""
+    """Lines to standard output, flushed."""
     out = sys.stdout.buffer
-    try:
-        for i, line in enumerate(lines, 1):
-            out.write(line + b"\n")
-            if i % _LINES_PER_WRITE == 0:
-                out.flush()
-        out.flush()
-    except BrokenPipeError:
-        # what is still in the buffer would raise again when the interpreter ends
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise typer.Exit(0) from None
+    for line in lines:
+        out.write(line + b"\n")
+    out.flush()
 
 
 def write_rows(rows: Sequence[Mapping[str, object]], columns: Sequence[str], form: str) -> None:

@@ -23,7 +23,7 @@ from market_data_core.contracts.store import (
 from market_data_core.errors import FencedError, TransientError
 from market_data_core.records import Entry, TopicInfo
 from market_data_pipeline.observe import Observer
-from market_data_pipeline.windows.assigner import FOREVER, WindowSpec
+from market_data_pipeline.windows.assigner import FOREVER, NEVER, WindowSpec
 from market_data_pipeline.windows.checkpoint import Counts, decode_checkpoint
 from market_data_pipeline.windows.group import PartitionGroup, Topics
 from market_data_pipeline.windows.partition import Partition
@@ -241,11 +241,12 @@ class MicroBatcher:
 
     async def _decide(self, busy: bool) -> None:
         """Collect what is due; commit if there is output, or positions are due."""
-        for partition in list(self._owned.values()):
+        for number, partition in list(self._owned.items()):
             streams = () if partition.restoring else partition.ticks.items()
             for provider, stream in list(streams):
                 limit = FOREVER
-                if self._history and stream.due():
+                resumed = stream.closed > NEVER and (number, provider) not in self._known_to
+                if self._history and (resumed or stream.due()):
                     limit = await self._consult(self._history, partition, provider)
                 if stream.due(limit):
                     partition.collect(provider, limit)
@@ -276,7 +277,8 @@ class MicroBatcher:
             )
             for batch in batches:
                 stream.inject(batch)
-            self._known_to[number, provider] = target
+        if target > begin or stream.closed > NEVER:
+            self._known_to[number, provider] = max(begin, target)
         return limit
 
     async def _resettle(

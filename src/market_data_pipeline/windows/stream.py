@@ -240,12 +240,12 @@ class WindowStream:
         """From where on a lane needs to know what others stored.
 
         A resumed stream has everything below its final watermark in its settled rows; a new one
-        begins at the widest window that its first event lies in.
+        begins with the widest window that any event that is not late can lie in.
         """
         if self.closed > NEVER:
             return self._settled_to
         first = min((int(p.events.ts.min()) for p in self._pending), default=FOREVER)
-        return self._begun_before(first)
+        return self._begun_before(min(first, self.final))
 
     def unsettled_from(self) -> int:
         """Begin of the earliest window that reaches above what is settled."""

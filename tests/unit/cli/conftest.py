@@ -35,8 +35,14 @@ class Home:
         given: dict[str, object] = {"bus.partitions": 3, "micro_batch.windows": ("2s", "3s", "1m")}
         return load_config(None, given | {k.replace("__", "."): v for k, v in overrides.items()})
 
-    def lane(self, items: Sequence[Item], topic: str = "mdp.events.a", **overrides: object) -> None:
-        """Carry `items` from a topic of their own into bars, from first to end mark."""
+    def lane(
+        self,
+        items: Sequence[Item],
+        topic: str = "mdp.events.a",
+        ended: bool = True,
+        **overrides: object,
+    ) -> None:
+        """Carry `items` from a topic of their own into bars, up to the end mark if it `ended`."""
 
         async def run() -> None:
             settings = self.settings(**overrides)
@@ -48,9 +54,13 @@ class Home:
                 for item in items:
                     producer.add(item)
                     await producer.flush()
-                await producer.end()
+                stop = asyncio.Event()
+                if ended:
+                    await producer.end()
+                else:
+                    stop.set()
                 batcher = assembly.batcher(info, "mdp.bars", live=False)
-                await batcher.run(asyncio.Event())
+                await batcher.run(stop, drain_s=30)
 
         asyncio.run(run())
 

@@ -93,19 +93,16 @@ def test_wrong_topics_and_partitions_are_answered_with_right_ones(topic: Home) -
     assert "has 0 to 2" in str(topic.error("stream", "tail", *TOPIC, "--partition", "3"))
 
 
-def test_a_reader_that_goes_is_no_error(topic: Home) -> None:
-    command = [*COMMAND, "tail", *TOPIC, "--limit", "1000", "--follow"]
+def test_a_reader_that_goes_leaves_no_traceback(topic: Home) -> None:
+    """300 lines are more than a pipe holds, so the command is still writing when it goes."""
+    command = [*COMMAND, "tail", *TOPIC, "--limit", "1000"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
         assert running.stdout is not None
         assert running.stderr is not None
-        running.stdout.readline()
+        assert json.loads(running.stdout.readline())
         running.stdout.close()
-        # the pipe is gone while lines are still to come, or when the next ones come
-        topic.lane([make_batch("feed", ["A"], [START], [1000], [1.0], [1.0])], "mdp.events.b")
-        running.send_signal(signal.SIGINT)
-        errors = running.stderr.read()
+        assert running.stderr.read() == b""
         running.wait(10)
-    assert errors == b""
 
 
 def test_follow_goes_on_until_ctrl_c(topic: Home) -> None:

@@ -1,0 +1,68 @@
+"""The command line in a deployment of its own."""
+
+from __future__ import annotations
+
+import sqlite3
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+_MDP = "from market_data_pipeline.cli import main; main()"
+_CONFIG = "version: 1\ntelemetry: {metrics_port: 0}\nmicro_batch: {lease_ms: 600}\n"
+VALUES = "open, high, low, close, volume, vwap, trade_count"
+
+
+@dataclass(frozen=True, slots=True)
+class Deployment:
+    """A folder with a configuration, a bus and a store."""
+
+    folder: Path
+
+    def mdp(
+        self, *arguments: object, stdin: bytes | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a command to its end."""
+        done = subprocess.run(
+            [sys.executable, "-c", _MDP, *map(str, arguments)],
+            cwd=self.folder,
+            input=stdin,
+            capture_output=True,
+            check=False,
+            timeout=90,
+        )
+        texts = (done.stdout.decode(), done.stderr.decode())
+        return subprocess.CompletedProcess(done.args, done.returncode, *texts)
+
+    def ok(self, *arguments: object, stdin: bytes | None = None) -> str:
+        """What a command that has to succeed prints."""
+        done = self.mdp(*arguments, stdin=stdin)
+        assert done.returncode == 0, done.stderr + done.stdout
+        return done.stdout
+
+    def query(self, sql: str) -> list[Any]:
+        """Rows of the store."""
+        with sqlite3.connect(self.folder / ".mdp" / "store.db") as db:
+            return db.execute(sql).fetchall()
+
+    def bars(self) -> list[Any]:
+        """All bars: key and values."""
+        return self.query(
+            f"SELECT provider, symbol, interval, ts, {VALUES} FROM bars_ohlcv ORDER BY 1, 2, 3, 4"
+        )
+
+
+@pytest.fixture
+def deployment(tmp_path: Path) -> Deployment:
+    return new_deployment(tmp_path, "one")
+
+
+def new_deployment(parent: Path, name: str) -> Deployment:
+    """Another deployment beside the first."""
+    folder = parent / name
+    (folder / "configs").mkdir(parents=True)
+    (folder / "configs" / "streaming.yaml").write_text(_CONFIG)
+    return Deployment(folder)
