@@ -19,7 +19,7 @@ from market_data_core._config_types import (
 from market_data_core.errors import UsageError
 from market_data_core.intervals import NS_PER_MS, parse_interval
 
-STORE_URI_DEFAULT = "${MDS_DSN:-sqlite:///${MDP_HOME:-.mdp}/store.db}"
+STORE_URI_DEFAULT = "${MDP_STORE_URI:-${MDS_DSN:-sqlite:///${MDP_HOME:-.mdp}/store.db}}"
 
 _DAY_MS = 86_400_000
 _TOPIC = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,199}$"

@@ -34,6 +34,8 @@ class BarBatch:
         volume: shape (n,), float64, sum of sizes, rounded once.
         vwap: shape (n,), float64, price units; NaN where unknown or the volume is zero.
         trade_count: shape (n,), int64, events inside; -1 where unknown (a vendor's own bar).
+        only_new: a stored bar never gives way to these, because events that it was made of are
+            no longer there to be added up again.
     """
 
     provider: str
@@ -49,6 +51,7 @@ class BarBatch:
     volume: NDArray[np.float64]
     vwap: NDArray[np.float64]
     trade_count: NDArray[np.int64]
+    only_new: bool = False
 
     def __len__(self) -> int:
         return len(self.codes)

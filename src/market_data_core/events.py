@@ -95,6 +95,18 @@ def check_src_ts(ts_ns: int) -> int:
     raise RejectedError(reason="bad_timestamp", message=msg)
 
 
+def check_provider(name: str) -> str:
+    """`name` if events may bear it.
+
+    Raises:
+        RejectedError: reason ``bad_type``; empty, or it would be taken for another thing.
+    """
+    if not name or "|" in name or name.endswith(OFFICIAL_SUFFIX):
+        msg = f"provider {name[:64]!r} is empty, contains '|' or ends in '{OFFICIAL_SUFFIX}'"
+        raise RejectedError(reason="bad_type", message=msg)
+    return name
+
+
 def event_id(provider: str, symbol: str, src_ts: int, seq: int) -> str:
     """The event's identity, ``provider|symbol|src_ts|seq``."""
     return f"{provider}|{symbol}|{format_ts(src_ts)}|{seq}"

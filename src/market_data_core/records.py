@@ -39,7 +39,8 @@ class Entry:
         provider: the events' provider, "" where it cannot be told.
         min_ts: least src_ts inside, UTC ns.
         max_ts: greatest src_ts inside, UTC ns.
-        source: for a lane, how many events of the source come up to the end of this entry.
+        source: for a lane, how many events of the source come up to the end of this entry; 0 on
+            the live lane. What the partition held up to there before is not appended again.
         key: an entry whose key the topic has seen is not appended again; "" for no check.
     """
 

@@ -15,6 +15,7 @@ from market_data_core.events import (
     EventBatch,
     Kind,
     StreamEvent,
+    check_provider,
     invalid_rows,
     make_batch,
     parse_ts,
@@ -53,6 +54,7 @@ def decode_event(data: bytes) -> StreamEvent:
         raise RejectedError(reason="bad_version", message=msg)
     if not event.provider or not event.symbol:
         raise RejectedError(reason="bad_type", message="provider and symbol must not be empty")
+    check_provider(event.provider)
     if not -(2**63) <= event.seq < 2**63:
         raise RejectedError(reason="bad_type", message=f"seq {event.seq} does not fit 64 bits")
     return event

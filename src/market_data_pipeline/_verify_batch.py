@@ -84,11 +84,11 @@ class BatchQuery:
 
     Args:
         lengths_ns: window lengths.
-        expecting: for each length, the sources whose owners compute it.
+        owed_from: length -> source -> start (UTC ns) from which on its owner stores such windows.
     """
 
-    def __init__(self, lengths_ns: Sequence[int], expecting: dict[int, list[int]]) -> None:
-        self._expecting = expecting
+    def __init__(self, lengths_ns: Sequence[int], owed_from: dict[int, dict[int, int]]) -> None:
+        self._owed_from = owed_from
         self._done: dict[int, list[pl.DataFrame]] = {length: [] for length in lengths_ns}
         self._open: dict[int, dict[tuple[int, int], _Window]] = {n: {} for n in lengths_ns}
 
@@ -105,7 +105,7 @@ class BatchQuery:
             self._done[length].append(_frame(rows))
 
     def _slice(self, ticks: _Sums, length: int, from_ts: int, to_ts: int) -> None:
-        keys, windows = ticks.windows(length, self._expecting[length])
+        keys, windows = ticks.windows(length, self._owed_from[length])
         inside: list[tuple[tuple[int, int], _Window]] = []
         waiting = self._open[length]
         for key, window in zip(keys, windows, strict=True):
@@ -155,7 +155,7 @@ class _Sums:
             ]
 
     def windows(
-        self, length: int, expecting: list[int]
+        self, length: int, owed_from: dict[int, int]
     ) -> tuple[list[tuple[int, int]], list[_Window]]:
         """The windows of `length` with their keys (code, start)."""
         start = (pl.col("ts") // length * length).alias("start")
@@ -170,7 +170,9 @@ class _Sums:
                 pl.col("close").last(),
                 pl.len().alias("count"),
                 pl.col("closed").min(),
-                pl.col("source").is_in(expecting).any().alias("expected"),
+                (pl.col("source").replace_strict(owed_from) <= pl.col("start").first())
+                .any()
+                .alias("expected"),
                 *sums,
             )
         )

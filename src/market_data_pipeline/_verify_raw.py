@@ -42,6 +42,7 @@ class Source:
         counted: records below this offset are in the counts.
         closed: ticks below this time are in bars; FOREVER for vendor bars, which never wait.
         intervals_ns: windows that its owner computes; empty if that is not known.
+        since: interval in ns -> UTC ns before which it was not computed yet.
     """
 
     info: TopicInfo
@@ -49,6 +50,13 @@ class Source:
     counted: int
     closed: int
     intervals_ns: tuple[int, ...]
+    since: dict[int, int]
+
+    def owes_from(self, length_ns: int) -> int:
+        """From which start on (UTC ns) windows of `length_ns` must have bars; FOREVER for none."""
+        if self.intervals_ns and length_ns not in self.intervals_ns:
+            return FOREVER
+        return self.since.get(length_ns, NEVER)
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +166,8 @@ class CountedLog:
                     row.key.partition,
                     checkpoint.counted,
                     state.closed if kind == "tick" else FOREVER,
-                    tuple(checkpoint.intervals_ns),
+                    tuple(state.intervals),
+                    state.since,
                 )
         return list(found.values())
 
@@ -201,8 +210,10 @@ class CountedLog:
             until = min(source.closed, to_ts)
             if until <= from_ts:
                 continue
-            place = (source.info.name, source.partition)
-            records = await self._bus.scan(*place, provider, from_ts, until)
+            place = (source.info.log_id, source.partition)
+            records = await self._bus.scan(
+                source.info.name, source.partition, provider, from_ts, until
+            )
             counted = [r for r in records if r.offset < source.counted]
             parts = [
                 self._frame(batch, source, number)
@@ -216,7 +227,7 @@ class CountedLog:
                 if symbol is not None:
                     frame = frame.filter(pl.col("code") == self._code(symbol))
                 self.events += len(frame)
-                aside = [le for le in letters if (le.topic, le.partition) == place]
+                aside = [le for le in letters if (le.log_id, le.partition) == place]
                 frames.append(self._without(frame, aside))
         return pl.concat(frames)
 

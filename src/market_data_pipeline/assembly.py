@@ -7,14 +7,13 @@ import os
 import socket
 import time
 import uuid
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 import structlog
 
 from market_data_core.config import Settings
 from market_data_core.contracts.store import Claim, WriteCounts
-from market_data_core.errors import FencedError, TransientError
+from market_data_core.errors import FencedError
 from market_data_core.intervals import NS_PER_MS, NS_PER_S
 from market_data_core.records import TopicInfo
 from market_data_pipeline.backends import Backends
@@ -155,7 +154,7 @@ class Assembly:
             allow_late_ns=self.spec.allow_late_ns,
             bus_name=bus.type,
         )
-        return Producer(self.bus, codec, info, provider, settings, self.clock, _patient, sources)
+        return Producer(self.bus, codec, info, provider, settings, self.clock, sources)
 
     def batcher(
         self, info: TopicInfo, bars_topic: str, live: bool, guard: Claim | None = None
@@ -174,19 +173,17 @@ class Assembly:
             retention_ns=int(bus.retention.hours * 3600 * NS_PER_S),
             retention_bytes=bus.retention.max_bytes,
         )
-        history = None
-        if not live:
-            raw = RawEvents(self.bus, codec, LETTERS_TOPIC, future_ns, bus.events_topic)
-            history = LaneHistory(
-                self.bus,
-                self.store,
-                raw,
-                bus.group,
-                info.name,
-                bus.events_topic,
-                info.partitions,
-                self.spec,
-            )
+        raw = RawEvents(self.bus, codec, LETTERS_TOPIC, future_ns, bus.events_topic)
+        history = LaneHistory(
+            self.bus,
+            self.store,
+            raw,
+            bus.group,
+            info.name,
+            bus.events_topic,
+            info.partitions,
+            self.spec,
+        )
         return MicroBatcher(
             self.bus,
             self.store,
@@ -201,15 +198,3 @@ class Assembly:
             history,
             guard,
         )
-
-
-async def _patient(call: Callable[[], Awaitable[None]]) -> None:
-    """Repeat a call to the bus until it is there again; meanwhile the feed waits."""
-    pause_s = 0.05
-    while True:
-        try:
-            return await call()
-        except TransientError as error:
-            log.warning("the bus is not ready", error=str(error))
-        await asyncio.sleep(pause_s)
-        pause_s = min(2 * pause_s, 2.0)

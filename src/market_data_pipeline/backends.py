@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from market_data_core.clock import Clock, SystemClock
 from market_data_core.config import Settings
 from market_data_core.contracts.bus import Bus
 from market_data_core.contracts.store import Store
+from market_data_pipeline.patience import patient
 
 _SQLITE = "sqlite:///"
 
@@ -32,14 +34,13 @@ async def open_backends(settings: Settings, clock: Clock | None = None) -> Async
     Raises:
         UsageError: a backend is not known, or its driver is not installed.
         DamagedFileError: a file is not what it should be.
-        TransientError: a server cannot be reached.
     """
     clock = clock or SystemClock()
     bus = open_bus(settings, clock)
     try:
-        store = open_store(settings, clock)
+        store = await patient(lambda: asyncio.to_thread(open_store, settings, clock))
         try:
-            await store.migrate()
+            await patient(store.migrate)
             yield Backends(bus, store, clock)
         finally:
             await store.close()

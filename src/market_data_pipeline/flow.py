@@ -17,6 +17,7 @@ from market_data_core.records import TopicInfo
 from market_data_pipeline.assembly import Assembly, Progress, Summary
 from market_data_pipeline.backends import Backends
 from market_data_pipeline.lanes import Lanes
+from market_data_pipeline.patience import patient
 from market_data_pipeline.pump import Pump
 
 _DRAIN_S = 10.0
@@ -110,8 +111,8 @@ class Flow:
 
     async def _live_topic(self) -> TopicInfo:
         bus = self._parts.settings.bus
-        await self._parts.result_topics(bus.bars_topic)
-        return await self._parts.bus.create_topic(bus.events_topic, bus.partitions)
+        await patient(lambda: self._parts.result_topics(bus.bars_topic))
+        return await patient(lambda: self._parts.bus.create_topic(bus.events_topic, bus.partitions))
 
 
 def open_providers(

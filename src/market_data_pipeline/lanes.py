@@ -13,6 +13,7 @@ from market_data_core.errors import OutOfOrder, TransientError
 from market_data_core.intervals import NS_PER_MS, NS_PER_S
 from market_data_core.records import TopicInfo
 from market_data_pipeline.assembly import Assembly, Summary
+from market_data_pipeline.patience import patient
 from market_data_pipeline.windows.checkpoint import Counts, decode_checkpoint
 
 log = structlog.get_logger("lanes")
@@ -42,29 +43,33 @@ class Lanes:
             return Summary("", Counts(), WriteCounts(), 0, 0.0)
         keeping = asyncio.create_task(self._keep(guard))
         try:
-            done = await self._finished(self._lane_topic(recording.presorted()))
+            topic = self._lane_topic(recording.presorted())
+            done = await patient(lambda: self._finished(topic))
             if done:
                 return done
             try:
                 return await self._lane(recording, guard, stop)
             except OutOfOrder as error:
                 self._parts.progress.note = f"{error}; sorting"
-                await self._abandon(self._lane_topic(recording))
+                await patient(lambda: self._abandon(self._lane_topic(recording)))
                 return await self._lane(recording.presorted(), guard, stop)
         finally:
             keeping.cancel()
             await asyncio.gather(keeping, return_exceptions=True)
-            await self._parts.store.leave(guard.key.group, guard.key.topic, self._parts.member)
+            try:
+                await self._parts.store.leave(guard.key.group, guard.key.topic, self._parts.member)
+            except TransientError as error:  # the lease will run out instead
+                log.warning("could not leave the lanes", error=str(error))
 
     async def _lane(self, recording: Recording, guard: Claim, stop: asyncio.Event) -> Summary:
         topic, bus = self._lane_topic(recording), self._parts.settings.bus
         lane = topic.removeprefix(f"{bus.events_topic}.")
-        done = await self._finished(topic)
+        done = await patient(lambda: self._finished(topic))
         if done:
             return done
         bars_topic = f"{bus.bars_topic}.{lane}"
-        await self._parts.result_topics(bars_topic)
-        info = await self._parts.bus.create_topic(topic, bus.partitions)
+        await patient(lambda: self._parts.result_topics(bars_topic))
+        info = await patient(lambda: self._parts.bus.create_topic(topic, bus.partitions))
         batcher = self._parts.batcher(info, bars_topic, live=False, guard=guard)
         feeding = asyncio.create_task(self._feed(recording, info, stop))
         working = asyncio.create_task(self._parts.work(batcher, info, stop, _DRAIN_S))
@@ -118,7 +123,8 @@ class Lanes:
         await self._parts.bus.drop_topic(topic)
 
     async def _feed(self, recording: Recording, info: TopicInfo, stop: asyncio.Event) -> None:
-        bounds = [await self._parts.bus.bounds(info.name, p) for p in range(info.partitions)]
+        bus, numbers = self._parts.bus, range(info.partitions)
+        bounds = await patient(lambda: asyncio.gather(*(bus.bounds(info.name, p) for p in numbers)))
         producer = self._parts.producer(info, "", sources=[b.source for b in bounds])
         items = recording.read()
         coming = asyncio.ensure_future(asyncio.to_thread(next, items, None))
@@ -137,7 +143,9 @@ class Lanes:
         lease_ns = self._parts.settings.micro_batch.lease_ms * NS_PER_MS
         key = PartitionKey(self._parts.settings.bus.group, _LANES, 0)
         while not stop.is_set():
-            claim = await self._parts.store.claim(key, self._parts.member, lease_ns)
+            claim = await patient(
+                lambda: self._parts.store.claim(key, self._parts.member, lease_ns)
+            )
             if claim:
                 self._parts.progress.note = ""
                 return claim

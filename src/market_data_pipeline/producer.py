@@ -6,7 +6,7 @@ latency and a busy one high throughput. What `flush` has returned for is durable
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -31,6 +31,7 @@ from market_data_core.events import (
 from market_data_core.partitioning import partition_of
 from market_data_core.records import CodecName, Entry, Mark, TopicInfo
 from market_data_pipeline.metrics import STREAM_EVENTS_INGESTED
+from market_data_pipeline.patience import patient
 
 _CACHED_MAX = 256
 
@@ -66,7 +67,6 @@ class Producer:
         provider: name under which single ticks are written.
         settings: how it writes.
         clock: stamps single ticks with their ingest time.
-        retry: waits out transient errors of the bus.
         sources: for a lane, how many source events each partition holds already.
     """
 
@@ -78,12 +78,10 @@ class Producer:
         provider: str,
         settings: ProducerSettings,
         clock: Clock,
-        retry: Callable[[Callable[[], Awaitable[None]]], Awaitable[None]],
         sources: Sequence[int] | None = None,
     ) -> None:
         self._bus, self._codec, self._info = bus, codec, info
         self._provider, self._settings, self._clock = provider, settings, clock
-        self._retry = retry
         self._sources = list(sources) if sources else None
         self._source = 0
         self._ticks: list[Tick] = []
@@ -178,7 +176,7 @@ class Producer:
         self.pending = 0
         if not entries:
             return
-        await self._retry(lambda: self._bus.append(self._info.name, entries))
+        await patient(lambda: self._bus.append(self._info.name, entries))
         self.produced += sum(e.count for e in entries)
         for entry in entries:
             if entry.count:
@@ -274,14 +272,14 @@ class Producer:
             for p in range(self._info.partitions)
         ]
         if entries:
-            await self._retry(lambda: self._bus.append(self._info.name, entries))
+            await patient(lambda: self._bus.append(self._info.name, entries))
 
     async def end(self) -> None:
         """Write everything, and close each partition with the number of events it holds."""
         await self.flush()
         entries = []
         for p in range(self._info.partitions):
-            bounds = await self._bus.bounds(self._info.name, p)
+            bounds = await patient(lambda p=p: self._bus.bounds(self._info.name, p))  # type: ignore[misc]
             mark = self._codec.encode_mark(Mark(kind="end", count=bounds.received))
             entries.append(Entry(p, mark, key=f"end/{p}"))
-        await self._retry(lambda: self._bus.append(self._info.name, entries))
+        await patient(lambda: self._bus.append(self._info.name, entries))

@@ -171,14 +171,11 @@ class _Run:
         sources = self._log.sources(self._feed, "tick")
         told = {length for source in sources for length in source.intervals_ns}
         lengths = sorted(found | told) or intervals_ns
-        expecting = {
-            length: [
-                i for i, source in enumerate(sources)
-                if length in (source.intervals_ns or lengths)
-            ]
+        owed_from = {
+            length: {i: source.owes_from(length) for i, source in enumerate(sources)}
             for length in lengths
-        }  # fmt: skip
-        query = BatchQuery(lengths, expecting)
+        }
+        query = BatchQuery(lengths, owed_from)
         for start, end in pairwise(_cuts(stored, self._scope)):
             query.add(
                 await self._log.read(self._feed, "tick", start, end, self._scope.symbol), start, end

@@ -344,17 +344,17 @@ class Life:
 
     Args:
         calls: how many calls and answers it lives to see; endless if negative.
-        only: name of the method whose calls count, "" for every method.
+        only: names of the methods whose calls count; all of them if empty.
     """
 
-    def __init__(self, calls: int = -1, only: str = "") -> None:
-        self._left, self._only = calls, only
+    def __init__(self, calls: int = -1, only: tuple[str, ...] = ()) -> None:
+        self.left, self._only = calls, only
 
     def step(self, name: str) -> None:
         """A call or its answer."""
-        if self._left == 0 and name in (self._only or name, "leave"):
+        if self.left == 0:
             raise Crash
-        self._left -= name == (self._only or name)
+        self.left -= not self._only or name in self._only
 
 
 class Mortal:

@@ -230,6 +230,22 @@ class BusWritingSuite:
         assert await last.bounds(TOPIC, 0) == Bounds(0, 5, 6, 0)
         assert await last.bounds(TOPIC, 1) == Bounds(0, 0, 0, 0)
 
+    async def test_a_source_position_is_passed_once(self, open_bus: OpenBus) -> None:
+        """A lane's producer that was overtaken adds nothing that is there already."""
+        overtaken, bus = open_bus(), open_bus()
+        await bus.create_topic(TOPIC, 2)
+        steps = [
+            [entry("a", source=2), entry("b", source=2), entry("c", 1, source=3)],
+            [entry("d", source=5), entry("mark", count=0)],
+        ]
+        await overtaken.append(TOPIC, steps[0])
+        for step in steps:
+            await bus.append(TOPIC, step)
+        await overtaken.append(TOPIC, steps[1][:1])
+        assert texts(await read_all(bus)) == ["a", "b", "d", "mark"]
+        assert texts(await read_all(bus, 1)) == ["c"]
+        assert await bus.bounds(TOPIC, 0) == Bounds(0, 4, 3, 5)
+
     async def test_a_key_has_effect_once_even_at_once(self, open_bus: OpenBus) -> None:
         """Two clients publish the same messages at the same time."""
         clients = [open_bus(), open_bus()]
@@ -252,7 +268,7 @@ class BusWritingSuite:
         async def write(name: int, lane: int, bus: Bus) -> None:
             for i in range(20):
                 text = f"{name}/{lane}/{i:03}"
-                await bus.append(TOPIC, [entry(text, p, source=i) for p in (0, 1)])
+                await bus.append(TOPIC, [entry(text, p) for p in (0, 1)])
 
         await asyncio.gather(
             *(write(n, lane, bus) for n, bus in enumerate(clients) for lane in (0, 1))

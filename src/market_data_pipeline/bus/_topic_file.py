@@ -127,8 +127,11 @@ class TopicFile:
             p: [nxt, received, source]
             for p, nxt, received, source in db.execute("SELECT * FROM heads")
         }
+        held = {p: source for p, (_, _, source) in heads.items()}
         rows = []
         for e in entries:
+            if 0 < e.source <= held[e.partition]:
+                continue  # another run of the same lane was here first
             head = heads[e.partition]
             key = e.partition << _OFFSET_BITS | head[0]
             if (

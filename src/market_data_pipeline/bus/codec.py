@@ -24,6 +24,7 @@ from market_data_core.events import (
     Kind,
     Rejected,
     StreamEvent,
+    check_provider,
 )
 from market_data_core.intervals import canonical_interval
 from market_data_core.records import CodecName, Mark
@@ -212,7 +213,8 @@ def _check(batch: EventBatch, codes: NDArray[Any]) -> None:
     text = "\n".join(symbols)
     _require(text == text.upper(), "a symbol is not in upper case")
     _require(len(set(symbols)) == len(symbols), "a symbol is named twice")
-    _require(bool(batch.provider) and "" not in symbols, "the provider or a symbol has no name")
+    check_provider(batch.provider)
+    _require("" not in symbols, "a symbol has no name")
     bad_interval = batch.kind == "bar" and not _is_interval(batch.interval)
     _require(not bad_interval, "the interval is not in its usual form")
     times = batch.src_ts

@@ -102,7 +102,7 @@ def show_letter(
     if raw:
         _output.to_file_or_stdout(lambda file: file.write(original), None)
         return
-    for name, value in _row(found).items():
+    for name, value in (_row(found) | {"log_id": found[2].log_id}).items():
         typer.echo(f"{name:<10} {_output.cell_text(value)}")
     shown = repr(original[:_PREVIEW_BYTES])[2:-1]
     more = len(original) - _PREVIEW_BYTES

@@ -93,7 +93,6 @@ class Checkpoint(msgspec.Struct, kw_only=True):
         forwarded: events that belonged to another partition and were sent there.
         ended: the lane's end mark was read.
         bars: bars given to the store, not counting new versions.
-        intervals_ns: window lengths that bars were computed for; empty if none were yet.
     """
 
     log_id: str
@@ -105,7 +104,6 @@ class Checkpoint(msgspec.Struct, kw_only=True):
     forwarded: int = 0
     ended: bool = False
     bars: int = 0
-    intervals_ns: list[int] = []
     counts: Counts = msgspec.field(default_factory=Counts)
     streams: list[StreamState] = []
 

@@ -216,10 +216,14 @@ def rounded(provider: str, stream: WindowStream, closed: Closed) -> list[Decided
     )
     # a wide bar lacks events as soon as it touches the span in which some were lost
     tainted = (bars.start < stream.taint) & (bars.start + closed.length_ns > stream.fence)
-    if not tainted.any():
+    protected = bars.start < stream.protected
+    if not (tainted.any() or protected.any()):
         return [Decided(batch, closed.fresh)]
-    parts = [
-        Decided(batch.take(~tainted), closed.fresh[~tainted]),
-        Decided(replace(batch.take(tainted), state="gap"), closed.fresh[tainted]),
-    ]
+    parts = []
+    for gap in (False, True):
+        for only_new in (False, True):
+            rows = (tainted == gap) & (protected == only_new)
+            part = replace(batch.take(rows), only_new=only_new)
+            part = replace(part, state="gap") if gap else part
+            parts.append(Decided(part, closed.fresh[rows]))
     return [part for part in parts if len(part.bars)]

@@ -176,11 +176,15 @@ class LaneHistory:
             self._checkpoints = {
                 (r.key.topic, r.key.partition): decode_checkpoint(r.checkpoint)
                 for r in rows
-                if r.checkpoint and r.key.topic not in (self._lane, self._live)
+                if r.checkpoint
+                and r.key.topic.startswith(f"{self._live}.")
+                and r.key.topic != self._lane
             }
             names = {topic for topic, _ in self._checkpoints}
             topics = await self._bus.topics()
-            self._others = [t for t in topics if t.name in names or t.name == self._live]
+            self._others = [
+                t for t in topics if t.name != self._lane and t.name in {*names, self._live}
+            ]
         return self._checkpoints
 
     async def _live_checkpoints(self) -> dict[tuple[str, int], Checkpoint]:
@@ -191,16 +195,51 @@ class LaneHistory:
             if r.checkpoint
         }
 
-    async def limit(self, provider: str, partition: int) -> int:
+    async def limit(self, provider: str, partition: int, from_ts: int) -> int:
         """Windows that end above this belong to a live feed that may still write them."""
-        found = FOREVER
-        for (_, number), checkpoint in (await self._live_checkpoints()).items():
-            if number == partition:
-                for state in checkpoint.streams:
-                    if state.provider == provider and state.kind == "tick":
-                        final = min(state.watermark - self._spec.revise_horizon_ns, state.closed)
-                        found = min(found, floor_to(max(final, NEVER), self._spec.widest_ns))
+        info = None if self._lane == self._live else await self._bus.find_topic(self._live)
+        if info is None:
+            return FOREVER
+        found, checkpoints = FOREVER, await self._live_checkpoints()
+        for number in self._numbers(info, partition):
+            checkpoint = checkpoints.get((info.name, number))
+            for state in checkpoint.streams if checkpoint else ():
+                if state.provider == provider and state.kind == "tick":
+                    final = min(state.watermark - self._spec.revise_horizon_ns, state.closed)
+                    found = min(found, floor_to(max(final, NEVER), self._spec.widest_ns))
+            # what the feed's owner has not read yet may belong to any window from here on
+            counted = checkpoint.counted if checkpoint else 0
+            if (await self._bus.bounds(info.name, number)).next <= counted:
+                continue
+            records = await self._bus.scan(info.name, number, provider, from_ts, FOREVER)
+            if any(record.offset >= counted for record in records):
+                found = min(found, floor_to(from_ts, self._spec.widest_ns))
         return found
+
+    async def protected(self, provider: str) -> int:
+        """End of the time in which topics that are gone may have had events of `provider`.
+
+        Their bars cannot be added up again, so they must not give way to what is left.
+        """
+        checkpoints = {**(await self._load()), **(await self._live_checkpoints())}
+        logs = {t.name: t.log_id for t in await self._bus.topics()}
+        return max(
+            (
+                state.greatest + 1
+                for (topic, _), checkpoint in checkpoints.items()
+                for state in checkpoint.streams
+                if state.provider == provider and logs.get(topic) != checkpoint.log_id
+            ),
+            default=NEVER,
+        )
+
+    def refresh(self) -> None:
+        """Look again at what other lanes have done."""
+        self._checkpoints = None
+
+    def _numbers(self, info: TopicInfo, partition: int) -> Iterable[int]:
+        """The topic's partitions that this partition's symbols can be in."""
+        return (partition,) if info.partitions == self._partitions else range(info.partitions)
 
     async def known(
         self, provider: str, partition: int, from_ts: int, to_ts: int
@@ -209,10 +248,9 @@ class LaneHistory:
         checkpoints = (await self._load()) | (await self._live_checkpoints())
         found = []
         for info in self._others:
-            same = info.partitions == self._partitions
-            for number in [partition] if same else range(info.partitions):
+            for number in self._numbers(info, partition):
                 checkpoint = checkpoints.get((info.name, number))
-                closed = _closed(checkpoint, provider)
+                closed = _closed(checkpoint, provider, from_ts)
                 if checkpoint is None or min(closed, to_ts) <= from_ts:
                     continue
                 until, counted = min(closed, to_ts), checkpoint.counted
@@ -246,9 +284,13 @@ class LaneHistory:
         return np.array(mine)[batch.codes]
 
 
-def _closed(checkpoint: Checkpoint | None, provider: str) -> int:
-    """End of the last window of `provider` that the partition has stored."""
+def _closed(checkpoint: Checkpoint | None, provider: str, from_ts: int) -> int:
+    """End of the last window of `provider` that was stored; NEVER if none reaches `from_ts`."""
     if checkpoint is None:
         return NEVER
-    states = [s for s in checkpoint.streams if s.provider == provider and s.kind == "tick"]
+    states = [
+        s
+        for s in checkpoint.streams
+        if s.provider == provider and s.kind == "tick" and s.greatest >= from_ts
+    ]
     return max((s.closed for s in states), default=NEVER)

@@ -189,11 +189,15 @@ class MicroBatcher:
     async def _adopt(self, claim: Claim) -> None:
         number = claim.key.partition
         checkpoint = decode_checkpoint(claim.checkpoint) if claim.checkpoint else None
-        found = await recover(self._bus, self._info, number, checkpoint, self._spec.base_ns)
+        found = await self._writer.retry(
+            lambda: recover(self._bus, self._info, number, checkpoint, self._spec.base_ns)
+        )
         if found.message:
             log.error("the log has lost events", message=found.message)
             self._observer.error("log_lost")
-        left = await self._store.outbox(claim.key.group, claim.key.topic, number)
+        left = await self._writer.retry(
+            lambda: self._store.outbox(claim.key.group, claim.key.topic, number)
+        )
         await self._writer.publish(left)
         partition = Partition(
             claim,
@@ -265,12 +269,15 @@ class MicroBatcher:
     async def _consult(self, history: History, partition: Partition, provider: str) -> int:
         """Bring in what others know of the windows about to close; returns how far they may."""
         number, stream = partition.claim.key.partition, partition.ticks[provider]
-        limit = await self._writer.retry(lambda: history.limit(provider, number))
-        target = min(stream.watermark, stream.known_until(), limit)
         begin = self._known_to.get((number, provider))
         if begin is None:
             begin = stream.history_from()
-            await self._resettle(history, partition, provider, begin)
+            history.refresh()
+            stream.protected = await self._writer.retry(lambda: history.protected(provider))
+            if not self._settings.live:
+                await self._resettle(history, partition, provider, begin)
+        limit = await self._writer.retry(lambda: history.limit(provider, number, begin))
+        target = min(stream.watermark, stream.known_until(), limit)
         if target > begin:
             batches = await self._writer.retry(
                 lambda: history.known(provider, number, begin, target)

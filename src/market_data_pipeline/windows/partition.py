@@ -323,7 +323,6 @@ class Partition:
             ended=self.ended,
             bars=self._checkpoint.bars
             + sum(len(d.bars) for d in bars if d.bars.state != "revised"),
-            intervals_ns=list(self.spec.intervals_ns),
             counts=msgspec.structs.replace(self._counts),
             streams=[
                 *(stream.state(provider) for provider, stream in self.ticks.items()),
@@ -348,8 +347,9 @@ class Partition:
         self.committed_resume = group.checkpoint.resume
         if bad:
             events = group.moved(bad)
-            self._counts.stored -= events
-            self._counts.dead_lettered += events
+            for counts in (self._counts, self._checkpoint.counts):
+                counts.stored -= events
+                counts.dead_lettered += events
 
     @property
     def checkpoint(self) -> Checkpoint:

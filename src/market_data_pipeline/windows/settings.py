@@ -43,8 +43,19 @@ class BatcherSettings:
 class History(Protocol):
     """What a lane has to know of everything that came before it."""
 
-    async def limit(self, provider: str, partition: int) -> int:
-        """Windows that end above this belong to a live feed that may still write them."""
+    async def limit(self, provider: str, partition: int, from_ts: int) -> int:
+        """Windows that end above this belong to a live feed that may still write them.
+
+        `from_ts` is the earliest time for which it matters, UTC ns.
+        """
+        ...
+
+    async def protected(self, provider: str) -> int:
+        """Stored bars of `provider` that begin before this must not give way to new ones."""
+        ...
+
+    def refresh(self) -> None:
+        """Look again at what others have done."""
         ...
 
     async def known(

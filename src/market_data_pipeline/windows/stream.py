@@ -127,6 +127,7 @@ class WindowStream:
         self.taint = state.taint
         self.greatest = state.greatest
         self.paused = state.paused
+        self.protected = NEVER  # stored bars that begin before it stay as they are
         self.symbols: dict[str, int] = {s: i for i, s in enumerate(state.symbols)}
         settled = {length: unpack_bars(bars) for length, bars in state.settled.items()}
         self.wide = WideWindows(spec.base_ns, spec.wide_ns, settled)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
@@ -14,12 +13,11 @@ from market_data_core.contracts.store import Claim, CommitResult, OutboxItem, St
 from market_data_core.errors import FencedError, TransientError
 from market_data_core.records import Entry
 from market_data_pipeline.observe import Observer
+from market_data_pipeline.patience import patient
 from market_data_pipeline.windows.group import PartitionGroup
 
 T = TypeVar("T")
 log = structlog.get_logger("micro_batcher")
-
-_RETRY_MIN_S, _RETRY_MAX_S = 0.05, 2.0
 
 
 class GroupWriter:
@@ -38,16 +36,8 @@ class GroupWriter:
         self._published: list[int] = []
 
     async def retry(self, call: Callable[[], Awaitable[T]]) -> T:
-        """Wait out transient errors: what the bus keeps is not lost by waiting."""
-        pause = _RETRY_MIN_S
-        while True:
-            try:
-                return await call()
-            except TransientError as error:
-                log.warning("waiting", error=str(error), seconds=round(pause, 2))
-                self._observer.retried()
-            await asyncio.sleep(pause)
-            pause = min(pause * 2, _RETRY_MAX_S)
+        """Wait out transient errors."""
+        return await patient(call, self._observer.retried)
 
     async def tidy(self) -> None:
         """Forget outbox rows that were published since the last commit."""

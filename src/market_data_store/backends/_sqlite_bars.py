@@ -16,6 +16,7 @@ _KEY = "provider, symbol, interval, ts"
 _VALUES = "open, high, low, close, volume, vwap, trade_count"
 _COLUMNS = f"{_KEY}, {_VALUES}, state, created_at, updated_at"
 _WIDTH = 14
+_STAGED_WIDTH = _WIDTH + 2
 _PERMANENT = (
     sqlite3.IntegrityError,
     sqlite3.DataError,
@@ -26,12 +27,12 @@ _PERMANENT = (
 
 STAGE = f"""CREATE TEMP TABLE IF NOT EXISTS staged (
     i INTEGER PRIMARY KEY, {_KEY.replace("ts", "ts INTEGER")},
-    {_VALUES}, state, created_at, updated_at)"""
+    {_VALUES}, state, created_at, updated_at, only_new)"""
 
 _DIFFERS = " OR ".join(f"b.{name} IS NOT s.{name}" for name in _VALUES.split(", "))
 # a stored bar gives way only to one that is made of at least as many events
 _CHANGED = f"""(({_DIFFERS} OR b.state = 'gap' AND s.state <> 'gap')
-    AND coalesce(s.trade_count >= b.trade_count, 1))"""
+    AND coalesce(s.trade_count >= b.trade_count, 1) AND NOT s.only_new)"""
 _ON_KEY = " AND ".join(f"b.{name} = s.{name}" for name in _KEY.split(", "))
 _SORT = f"""SELECT s.i, b.provider IS NULL, b.provider IS NOT NULL AND {_CHANGED},
     b.provider IS NOT NULL AND ({_DIFFERS})
@@ -40,13 +41,12 @@ _TO_HISTORY = f"""INSERT INTO bars_ohlcv_history
     ({_KEY}, {_VALUES}, state, known_from, known_until)
     SELECT {", ".join("b." + c for c in f"{_KEY}, {_VALUES}".split(", "))},
     b.state, b.updated_at, s.updated_at
-    FROM staged s JOIN bars_ohlcv b ON {_ON_KEY} WHERE {_CHANGED}"""
+    FROM staged s JOIN bars_ohlcv b ON {_ON_KEY}"""
 _SET = ", ".join(f"{name} = excluded.{name}" for name in _VALUES.split(", "))
 _MERGE = f"""INSERT INTO bars_ohlcv AS b ({_COLUMNS})
     SELECT {_COLUMNS} FROM staged WHERE true ORDER BY {_KEY}
     ON CONFLICT ({_KEY}) DO UPDATE SET {_SET}, updated_at = excluded.updated_at,
-    state = iif(excluded.state = 'gap', 'gap', 'revised')
-    WHERE {_CHANGED.replace("s.", "excluded.")}"""
+    state = iif(excluded.state = 'gap', 'gap', 'revised')"""
 
 
 @dataclass(slots=True)
@@ -89,7 +89,7 @@ def write_bars(db: sqlite3.Connection, batch: BarBatch, now_ns: int) -> Written:
         out.counts.inserted = len(rows)
         return out
     out.changed = []
-    _bisect(db, rows, 0, lambda part, at: _merge(db, part, at, out), out)
+    _bisect(db, rows, 0, lambda part, at: _merge(db, part, at, batch.only_new, out), out)
     return out
 
 
@@ -139,17 +139,27 @@ def _bisect(
     db.execute("RELEASE part")
 
 
-def _merge(db: sqlite3.Connection, rows: Sequence[tuple[Any, ...]], at: int, out: Written) -> None:
+def _merge(
+    db: sqlite3.Connection,
+    rows: Sequence[tuple[Any, ...]],
+    at: int,
+    only_new: bool,
+    out: Written,
+) -> None:
     db.execute("DELETE FROM staged")
-    marks = ",".join("?" * (_WIDTH + 1))
+    marks = ",".join("?" * _STAGED_WIDTH)
     db.executemany(
         f"INSERT INTO staged VALUES ({marks})",
-        [(at + i, *row) for i, row in enumerate(rows)],
+        [(at + i, *row, only_new) for i, row in enumerate(rows)],
     )
     sorted_rows = db.execute(_SORT).fetchall()
     inserted = [i for i, new, _, _ in sorted_rows if new]
     updated = [i for i, _, changed, _ in sorted_rows if changed]
     kept = sum(1 for _, _, changed, differs in sorted_rows if differs and not changed)
+    write = {*inserted, *updated}
+    db.executemany(
+        "DELETE FROM staged WHERE i = ?", [(i,) for i, *_ in sorted_rows if i not in write]
+    )
     if updated:
         db.execute(_TO_HISTORY)
     if inserted or updated:

@@ -42,7 +42,10 @@ class Home:
         ended: bool = True,
         **overrides: object,
     ) -> None:
-        """Carry `items` from a topic of their own into bars, up to the end mark if it `ended`."""
+        """Carry `items` from a topic of their own into bars, up to the end mark if it `ended`.
+
+        An unfinished lane goes on if it is given all items again.
+        """
 
         async def run() -> None:
             settings = self.settings(**overrides)
@@ -50,7 +53,8 @@ class Home:
                 assembly = Assembly(settings, backends)
                 await assembly.result_topics("mdp.bars")
                 info = await backends.bus.create_topic(topic, settings.bus.partitions)
-                producer = assembly.producer(info, "", [0] * info.partitions)
+                bounds = [await backends.bus.bounds(topic, p) for p in range(info.partitions)]
+                producer = assembly.producer(info, "", [b.source for b in bounds])
                 for item in items:
                     producer.add(item)
                     await producer.flush()

@@ -1,23 +1,15 @@
 from __future__ import annotations
 
 import random
-from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import msgspec
 import numpy as np
-import polars as pl
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from market_data_core.deadletters import DeadLetter, encode_letters
 from market_data_core.events import EventBatch, make_batch, parse_ts
-from market_data_core.testing import strategies
-from market_data_core.testing.oracle import OracleBar, OracleEvent, batch_bars
 from market_data_pipeline import verification
-from market_data_pipeline._verify_batch import BatchQuery, decimals_of
-from market_data_pipeline._verify_raw import SCHEMA
 from market_data_pipeline.windows.checkpoint import decode_checkpoint
 
 if TYPE_CHECKING:
@@ -187,6 +179,19 @@ def test_lanes_may_compute_different_windows(home: Home) -> None:
     assert home.ok("verify").endswith("no difference\n")
 
 
+def test_an_interval_owes_bars_only_since_it_is_in_use(home: Home) -> None:
+    batches = ticks(late=False)
+    half, two = batches[: len(batches) // 2], ("2s", "4s")
+    home.lane(half, ended=False, bus__partitions=1, micro_batch__windows=("2s",))
+    home.lane(batches, bus__partitions=1, micro_batch__windows=two)
+    ((first,),) = home.store("SELECT min(ts) FROM bars_ohlcv WHERE interval = '4s'")
+    assert first > START + 30 * 10**9
+
+    assert home.ok("verify").endswith("no difference\n")
+    home.store("DELETE FROM bars_ohlcv WHERE interval = '4s' AND ts = ?", (first + 8 * 10**9,))
+    assert "missing in store" in home.run("verify").stdout
+
+
 def test_letters_that_wait_to_be_published_count(home: Home) -> None:
     """A worker killed between commit and publication leaves its letters in the outbox."""
     home.lane(ticks())
@@ -210,8 +215,12 @@ def test_a_letter_published_but_still_in_the_outbox_counts_once(home: Home) -> N
     assert home.ok("verify").endswith("no difference\n")
 
 
-def test_letters_of_another_provider_do_not_count(home: Home) -> None:
+@pytest.mark.parametrize("stranger", ["provider", "log"])
+def test_letters_of_another_provider_or_log_do_not_count(home: Home, stranger: str) -> None:
+    """A lane that was begun anew has a log of its own under the same name."""
     home.lane(ticks())
+    ((log_id,),) = home.topic("mdp.events.a", "SELECT value FROM meta WHERE name = 'log_id'")
+    provider = "other" if stranger == "provider" else "feed"
     events = [event for batch in ticks() for event in batch.events()][:40]
     letters = [
         DeadLetter(
@@ -221,14 +230,15 @@ def test_letters_of_another_provider_do_not_count(home: Home) -> None:
             partition=partition,
             offset=0,
             original=msgspec.json.encode(event),
-            provider="other",
+            log_id=log_id if stranger == "provider" else "before",
+            provider=provider,
             symbol=event.symbol,
             src_ts=parse_ts(event.src_ts),
         )
         for event in events
         for partition in range(3)
     ]
-    outbox(home, encode_letters(letters), "other", START - 10**10, START + 10**12)
+    outbox(home, encode_letters(letters), provider, START - 10**10, START + 10**12)
 
     assert home.ok("verify").endswith("no difference\n")
 
@@ -353,56 +363,3 @@ def test_incomplete_bars_are_no_differences(home: Home) -> None:
 def test_nothing_is_created_where_nothing_is(home: Home) -> None:
     assert "no bars yet" in str(home.error("verify"))
     assert not home.path.exists()
-
-
-@given(st.lists(strategies.decimals(), min_size=1))
-def test_decimals_are_those_of_the_texts(values: list[float]) -> None:
-    integers, index, places = decimals_of(np.array(values))
-
-    assert [float(f"{integers[i]}e-{places}") for i in index.tolist()] == values
-
-
-def frame(events: list[OracleEvent], codes: dict[str, int]) -> pl.DataFrame:
-    rows = [
-        (codes[e.symbol], e.src_ts, e.seq, e.open, e.high, e.low, e.close, e.volume, 2**62, 0, "1s")
-        for e in events
-    ]
-    return pl.DataFrame(rows, schema=SCHEMA, orient="row")
-
-
-@settings(max_examples=60)
-@given(st.data(), st.booleans())
-def test_the_batch_query_gives_the_reference_bars(data: st.DataObject, extreme: bool) -> None:
-    """Any slices, any decimals, any window lengths."""
-    log = data.draw(strategies.logs(60 * 10**9, 10**9, extreme=extreme))
-    first = {e.key: e for e in reversed(log)}
-    events = list(first.values())
-    cuts = data.draw(st.lists(strategies.timestamps(60 * 10**9), max_size=4))
-    codes = {symbol: i for i, symbol in enumerate(sorted({e.symbol for e in events}))}
-    lengths = [2 * 10**9, 3 * 10**9, 60 * 10**9]
-    query = BatchQuery(lengths, {length: [0] for length in lengths})
-
-    for start, end in pairwise(sorted({-(10**18), *cuts, 7 * 10**18})):
-        query.add(frame([e for e in events if start <= e.src_ts < end], codes), start, end)
-
-    names = {code: symbol for symbol, code in codes.items()}
-    for length in lengths:
-        found = {
-            (events[0].provider, names[row[0]], row[1]): OracleBar(*row[2:9])
-            for row in query.bars(length).iter_rows()
-        }
-        assert found == batch_bars(log, length)
-
-
-def test_sums_beyond_128_bits_stay_exact() -> None:
-    """Each factor fits 64 bits and each product 128, but not the sum of the products."""
-    price, size = 9.1e18, 9.2e18
-    events = [
-        OracleEvent("feed", "A", START + i, i, price, price, price, price, size) for i in range(9)
-    ]
-    length = 2 * 10**9
-    query = BatchQuery([length], {length: [0]})
-    query.add(frame(events, {"A": 0}), START, START + length)
-
-    (row,) = query.bars(length).iter_rows()
-    assert OracleBar(*row[2:9]) == batch_bars(events, length)["feed", "A", START]

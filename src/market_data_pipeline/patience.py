@@ -1,0 +1,36 @@
+"""Waiting for a bus or store that is not ready: what is kept is not lost by waiting."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+import structlog
+
+from market_data_core.errors import TransientError
+
+T = TypeVar("T")
+log = structlog.get_logger("patience")
+
+_PAUSE_MIN_S, _PAUSE_MAX_S = 0.05, 2.0
+
+
+async def patient(
+    call: Callable[[], Awaitable[T]], retried: Callable[[], None] = lambda: None
+) -> T:
+    """The call's result, made again after every transient error, ever more slowly.
+
+    Args:
+        call: what to do; safe to do again.
+        retried: told of every further try.
+    """
+    pause_s = _PAUSE_MIN_S
+    while True:
+        try:
+            return await call()
+        except TransientError as error:
+            log.warning("waiting", error=str(error), seconds=round(pause_s, 2))
+            retried()
+        await asyncio.sleep(pause_s)
+        pause_s = min(2 * pause_s, _PAUSE_MAX_S)
