@@ -95,16 +95,14 @@ def check_src_ts(ts_ns: int) -> int:
     raise RejectedError(reason="bad_timestamp", message=msg)
 
 
-def check_provider(name: str) -> str:
-    """`name` if events may bear it.
+PROVIDER_RULE = (
+    f"a provider's name is not empty, has no '|' and does not end in '{OFFICIAL_SUFFIX}'"
+)
 
-    Raises:
-        RejectedError: reason ``bad_type``; empty, or it would be taken for another thing.
-    """
-    if not name or "|" in name or name.endswith(OFFICIAL_SUFFIX):
-        msg = f"provider {name[:64]!r} is empty, contains '|' or ends in '{OFFICIAL_SUFFIX}'"
-        raise RejectedError(reason="bad_type", message=msg)
-    return name
+
+def is_provider(name: str) -> bool:
+    """Whether events may bear the name; others would be taken for something else."""
+    return bool(name) and "|" not in name and not name.endswith(OFFICIAL_SUFFIX)
 
 
 def event_id(provider: str, symbol: str, src_ts: int, seq: int) -> str:

@@ -10,13 +10,14 @@ import numpy as np
 from market_data_core.errors import RejectedError, UsageError
 from market_data_core.events import (
     EVENT_VERSION,
+    PROVIDER_RULE,
     REASONS,
     SRC_TS_MAX,
     EventBatch,
     Kind,
     StreamEvent,
-    check_provider,
     invalid_rows,
+    is_provider,
     make_batch,
     parse_ts,
 )
@@ -52,9 +53,10 @@ def decode_event(data: bytes) -> StreamEvent:
     if event.ver != EVENT_VERSION:
         msg = f"version {event.ver} is not one this release reads (it reads {EVENT_VERSION})"
         raise RejectedError(reason="bad_version", message=msg)
-    if not event.provider or not event.symbol:
-        raise RejectedError(reason="bad_type", message="provider and symbol must not be empty")
-    check_provider(event.provider)
+    if not is_provider(event.provider):
+        raise RejectedError(reason="bad_type", message=PROVIDER_RULE)
+    if not event.symbol:
+        raise RejectedError(reason="bad_type", message="a symbol must not be empty")
     if not -(2**63) <= event.seq < 2**63:
         raise RejectedError(reason="bad_type", message=f"seq {event.seq} does not fit 64 bits")
     return event

@@ -185,9 +185,7 @@ def check_topic(lab: Lab, name: str) -> dict[StoredKey, OracleBar]:
     return _bars_of(lab, name, logs, letters)
 
 
-def _check_ledger(
-    logs: list[list[LogItem]], run: ReferenceRun, letters: list[DeadLetter]
-) -> None:
+def _check_ledger(logs: list[list[LogItem]], run: ReferenceRun, letters: list[DeadLetter]) -> None:
     """Every late, contradictory or unusable input is there once, and nothing else is."""
     late = Counter(_event(letter).key for letter in letters if letter.reason == "late")
     assert late == Counter(event.key for event in run.late)

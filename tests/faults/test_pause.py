@@ -8,7 +8,6 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-
 from tests.faults import checks
 from tests.faults.lab import BARS, EVENTS, Lab, Worker, wait_until
 from tests.faults.recordings import SYMBOLS, trades, write_recording

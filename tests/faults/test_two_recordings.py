@@ -7,13 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from tests.faults import checks
+from tests.faults.lab import BARS, EVENTS, WINDOWS, Lab, wait_until
+from tests.faults.recordings import START_NS, trades, write_recording
 
 from market_data_core.events import StreamEvent, parse_ts
 from market_data_core.intervals import NS_PER_S, parse_interval
 from market_data_core.testing.oracle import OracleBar, OracleEvent, batch_bars
-from tests.faults import checks
-from tests.faults.lab import BARS, EVENTS, WINDOWS, Lab, wait_until
-from tests.faults.recordings import START_NS, trades, write_recording
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(180)]
 

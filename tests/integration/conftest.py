@@ -43,6 +43,13 @@ class Deployment:
         assert done.returncode == 0, done.stderr + done.stdout
         return done.stdout
 
+    def raw(self, *arguments: object) -> bytes:
+        """What a command writes, as bytes."""
+        command = [sys.executable, "-c", _MDP, *map(str, arguments)]
+        return subprocess.run(
+            command, cwd=self.folder, capture_output=True, check=True, timeout=90
+        ).stdout
+
     def query(self, sql: str) -> list[Any]:
         """Rows of the store."""
         with sqlite3.connect(self.folder / ".mdp" / "store.db") as db:

@@ -24,8 +24,8 @@ def paths(recorded_data: Path, names: Iterable[str] = FILES) -> list[Path]:
 def trades(files: Iterable[Path], provider: str) -> Iterator[OracleEvent]:
     """The files' trades, read without any of the product's code."""
     for file in files:
-        for line in gzip.open(file, "rt"):
-            data = json.loads(line.split(" ", 1)[1])["data"]
+        for line in gzip.decompress(file.read_bytes()).splitlines():
+            data = json.loads(line.split(b" ", 1)[1])["data"]
             price, size = float(data["p"]), float(data["q"])
             ts = int(data["T"]) * 1_000_000
             yield OracleEvent(provider, data["s"], ts, data["t"], price, price, price, price, size)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from market_data_core.errors import RejectedError, UsageError
 from market_data_core.events import (
+    PROVIDER_RULE,
     REASONS,
     SRC_TS_MAX,
     SRC_TS_MIN,
@@ -24,7 +25,7 @@ from market_data_core.events import (
     Kind,
     Rejected,
     StreamEvent,
-    check_provider,
+    is_provider,
 )
 from market_data_core.intervals import canonical_interval
 from market_data_core.records import CodecName, Mark
@@ -213,7 +214,7 @@ def _check(batch: EventBatch, codes: NDArray[Any]) -> None:
     text = "\n".join(symbols)
     _require(text == text.upper(), "a symbol is not in upper case")
     _require(len(set(symbols)) == len(symbols), "a symbol is named twice")
-    check_provider(batch.provider)
+    _require(is_provider(batch.provider), PROVIDER_RULE)
     _require("" not in symbols, "a symbol has no name")
     bad_interval = batch.kind == "bar" and not _is_interval(batch.interval)
     _require(not bad_interval, "the interval is not in its usual form")

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import xxhash
 
-from market_data_core.errors import OutOfOrder, RejectedError, UsageError
-from market_data_core.events import EventBatch, Rejected, check_provider
+from market_data_core.errors import OutOfOrder, UsageError
+from market_data_core.events import PROVIDER_RULE, EventBatch, Rejected, is_provider
 from market_data_pipeline.providers._formats.inputs import STANDARD_INPUT, Input, open_input
 from market_data_pipeline.providers._formats.merge import blocks, merged
 from market_data_pipeline.providers._formats.options import RecordingOptions
@@ -149,11 +149,9 @@ def open_recording(
     if not paths or paths.count(STANDARD_INPUT) > 1:
         msg = "name at least one file, and standard input (-) at most once"
         raise UsageError(msg)
-    if name is not None:
-        try:
-            check_provider(name)
-        except RejectedError as error:
-            raise UsageError(str(error)) from error
+    if name is not None and not is_provider(name):
+        msg = f"--as {name!r}: {PROVIDER_RULE}"
+        raise UsageError(msg)
     inputs = [open_input(path, spool_dir) for path in paths]
     opened = [(source, open_format(source, options)) for source in inputs]
     return FileRecording(

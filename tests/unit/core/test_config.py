@@ -243,7 +243,7 @@ def test_where_the_store_is(load: Load, monkeypatch: pytest.MonkeyPatch) -> None
     assert load(given).store.uri == "postgresql://db/mds"
     monkeypatch.setenv("MDP_STORE_URI", "sqlite:///own.db")
     assert load(given).store.uri == "sqlite:///own.db"
-    assert load("").store.uri == "postgresql://db/mds"
+    assert load("").store.uri == "sqlite:///own.db"
 
 
 def test_overrides_go_over_the_file(load: Load) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 
 from market_data_core.errors import RejectedError, UsageError
-from market_data_core.events import EVENT_VERSION, Rejected, StreamEvent, check_provider, parse_ts
+from market_data_core.events import EVENT_VERSION, Rejected, StreamEvent, is_provider, parse_ts
 from market_data_core.intervals import canonical_interval
 from market_data_core.wire import decode_event
 from market_data_pipeline.providers._formats.inputs import Block, Input, count_byte, line_blocks
@@ -75,7 +75,7 @@ class NdjsonFormat:
         intervals, interval_codes = texts["interval"]
         if not (
             all(symbols)
-            and all(map(_is_provider, texts["provider"][0]))
+            and all(map(is_provider, texts["provider"][0]))
             and _KINDS.issuperset(texts["kind"][0])
         ):
             return None
@@ -196,13 +196,6 @@ def _frame(block: Block) -> pl.DataFrame | None:
         for name in absent.intersection(_OPTIONAL)
     ]
     return frame.with_columns(defaults) if defaults else frame
-
-
-def _is_provider(name: str) -> bool:
-    try:
-        return bool(check_provider(name))
-    except RejectedError:
-        return False
 
 
 def _interval(text: str) -> str:
