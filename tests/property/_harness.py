@@ -1,33 +1,29 @@
-"""A log, a store and a worker in memory, faithful to their contracts, with places to crash."""
+"""Runs over a log and a store in memory, and what the oracle says that they must lead to."""
 
 from __future__ import annotations
 
 import asyncio
-import struct
-import zlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from market_data_core.bars import BarBatch
+import numpy as np
+from tests.property._memory import Crash, Life, MemoryBus, MemoryStore, Mortal, StoredBars, bits
+
 from market_data_core.clock import ManualClock
 from market_data_core.contracts.store import (
-    Claim,
-    CommitResult,
-    Gap,
-    Group,
     Message,
     OutboxItem,
     PartitionKey,
-    PartitionStatus,
+    WriteCounts,
 )
 from market_data_core.deadletters import DeadLetter, decode_letters
-from market_data_core.errors import FencedError, LogLostError, RejectedError, TransientError
+from market_data_core.errors import FencedError, RejectedError, TransientError
 from market_data_core.events import REASONS, EventBatch, Rejected, StreamEvent
-from market_data_core.intervals import format_interval
+from market_data_core.intervals import NS_PER_S, format_interval
 from market_data_core.partitioning import partition_of
-from market_data_core.records import Bounds, Entry, Mark, Record, TopicInfo
+from market_data_core.records import Entry, Mark, Record
 from market_data_core.testing.oracle import (
     BarKey,
     LogItem,
@@ -40,25 +36,28 @@ from market_data_core.testing.oracle import (
     oracle_events,
     reference_run,
 )
-from market_data_core.wire import BatchBuilder
+from market_data_core.testing.strategies import START_NS, to_batches
+from market_data_core.wire import BatchBuilder, decode_event
 from market_data_pipeline.bus import codec
+from market_data_pipeline.observe import Observer
 from market_data_pipeline.windows.assigner import WindowSpec
 from market_data_pipeline.windows.checkpoint import Counts, decode_checkpoint
-from market_data_pipeline.windows.group import rounded
+from market_data_pipeline.windows.group import Topics, rounded
+from market_data_pipeline.windows.history import LaneHistory, RawEvents
+from market_data_pipeline.windows.micro_batcher import MicroBatcher
+from market_data_pipeline.windows.partition import Partition
+from market_data_pipeline.windows.recovery import recover
+from market_data_pipeline.windows.settings import BatcherSettings
 from market_data_pipeline.windows.stream import Closed, WindowStream
 
 if TYPE_CHECKING:
-    import polars as pl
+    pass
 
 GROUP, EVENTS, BARS, LETTERS = "group", "mdp.events", "mdp.bars", "mdp.dlq"
 
-StoredBars = dict[tuple[str, BarKey], OracleBar]
-"""(interval, (provider, symbol, start)) -> values."""
-
-
-def bits(bar: OracleBar) -> tuple[bytes | int | None, ...]:
-    """The bar's values in a form that is equal only where every bit is."""
-    return tuple(struct.pack("<d", v) if isinstance(v, float) else v for v in bar)
+PARTITIONS = 2
+MAX_FUTURE_NS = 5 * NS_PER_S
+LEASE_NS = NS_PER_S
 
 
 def assert_same(found: Mapping[Any, OracleBar], expected: Mapping[Any, OracleBar]) -> None:
@@ -78,306 +77,14 @@ def plain_bars(provider: str, stream: WindowStream, closed: Closed) -> dict[BarK
     return found
 
 
-class MemoryBus:
-    """Implements the contract of a bus; the tail, the head or the identity can be lost."""
-
-    def __init__(self, clock: ManualClock) -> None:
-        self.clock = clock
-        self.infos: dict[str, TopicInfo] = {}
-        self.logs: dict[tuple[str, int], list[tuple[Record, Entry]]] = {}
-        self.heads: dict[tuple[str, int], tuple[int, int, int]] = {}
-        self.keys: dict[str, set[str]] = {}
-        self._made = 0
-
-    async def create_topic(self, name: str, partitions: int) -> TopicInfo:
-        if name not in self.infos:
-            self._made += 1
-            self.infos[name] = TopicInfo(name, f"log-{self._made}", partitions)
-            self.keys[name] = set()
-            for p in range(partitions):
-                self.logs[name, p], self.heads[name, p] = [], (0, 0, 0)
-        return self.infos[name]
-
-    async def find_topic(self, name: str) -> TopicInfo | None:
-        return self.infos.get(name)
-
-    async def topics(self) -> list[TopicInfo]:
-        return [self.infos[name] for name in sorted(self.infos)]
-
-    async def drop_topic(self, name: str) -> None:
-        info = self.infos.pop(name, None)
-        for p in range(info.partitions if info else 0):
-            del self.logs[name, p], self.heads[name, p]
-
-    async def append(self, topic: str, entries: Sequence[Entry]) -> None:
-        await asyncio.sleep(0)
-        for e in entries:
-            if e.key and e.key in self.keys[topic]:
-                continue
-            self.keys[topic].add(e.key)
-            offset, received, source = self.heads[topic, e.partition]
-            record = Record(
-                e.partition, offset, e.payload, self.clock.now_ns(), e.count, received,
-                zlib.crc32(e.payload),
-            )  # fmt: skip
-            self.logs[topic, e.partition].append((record, e))
-            head = offset + 1, received + e.count, max(source, e.source)
-            self.heads[topic, e.partition] = head
-
-    async def bounds(self, topic: str, partition: int) -> Bounds:
-        records = self.logs[topic, partition]
-        offset, received, source = self.heads[topic, partition]
-        return Bounds(records[0][0].offset if records else offset, offset, received, source)
-
-    def read(self, topic: str, partition: int, position: int, most: int) -> list[Record]:
-        records = [r for r, _ in self.logs[topic, partition] if r.offset >= position][:most]
-        if (records[0].offset if records else self.heads[topic, partition][0]) != position:
-            raise LogLostError(f"{topic} {partition} {position}")
-        return records
-
-    async def poll(
-        self, topic: str, positions: Mapping[int, int], max_bytes: int, timeout_s: float
-    ) -> dict[int, list[Record]]:
-        await asyncio.sleep(0)
-        most = max(1, max_bytes // max(1, len(positions)))
-        found = {p: self.read(topic, p, at, most) for p, at in positions.items()}
-        return {p: records for p, records in found.items() if records}
-
-    async def checksum(self, topic: str, partition: int, offset: int) -> int | None:
-        found = [r.checksum for r, _ in self.logs[topic, partition] if r.offset == offset]
-        return found[0] if found else None
-
-    async def scan(
-        self, topic: str, partition: int, provider: str, from_ts: int, to_ts: int
-    ) -> list[Record]:
-        return [
-            r
-            for r, e in self.logs[topic, partition]
-            if e.count and e.provider == provider and e.max_ts >= from_ts and e.min_ts < to_ts
-        ]
-
-    async def trim(
-        self, topic: str, partition: int, before: int, older_than_ns: int, max_bytes: int
-    ) -> None:
-        self.logs[topic, partition] = [
-            (r, e) for r, e in self.logs[topic, partition] if r.offset >= before
-        ]
-
-    def lose_tail(self, topic: str, partition: int, keep: int) -> None:
-        """Only records below offset `keep` survive, as after a failover."""
-        lost = [r for r, _ in self.logs[topic, partition] if r.offset >= keep]
-        if lost:
-            kept = [(r, e) for r, e in self.logs[topic, partition] if r.offset < keep]
-            self.logs[topic, partition] = kept
-            self.heads[topic, partition] = (keep, lost[0].received, 0)
-
-    async def close(self) -> None:
-        return
-
-
-@dataclass(slots=True)
-class _Row:
-    token: int = 0
-    owner: str = ""
-    heartbeat: int = 0
-    sequence: int = 0
-    checkpoint: bytes | None = None
-
-
-@dataclass(slots=True)
-class MemoryStore:
-    """Implements the contract of a store; at every commit the equation has to hold.
-
-    Attributes:
-        fail: what happens to the next commit: "before" (not done) or "after" (done, answer lost).
-        base: interval whose trade counts have to add up to `stored`; "" for no check.
-    """
-
-    clock: ManualClock
-    base: str = ""
-    fail: str = ""
-    rows: dict[PartitionKey, _Row] = field(default_factory=dict)
-    members: dict[tuple[str, str, str], int] = field(default_factory=dict)
-    kept: StoredBars = field(default_factory=dict)
-    states: dict[tuple[str, BarKey], str] = field(default_factory=dict)
-    outgoing: dict[int, tuple[PartitionKey, Message]] = field(default_factory=dict)
-    keys: Counter[str] = field(default_factory=Counter)
-    ledger: list[Gap] = field(default_factory=list)
-    ids: int = 0
-
-    async def migrate(self) -> None:
-        return
-
-    async def heartbeat(
-        self, group: str, topic: str, member: str, lease_ns: int, owned: Mapping[int, int]
-    ) -> list[str]:
-        now = self.clock.now_ns()
-        self.members = {k: t for k, t in self.members.items() if t >= now - lease_ns}
-        self.members[group, topic, member] = now
-        for p, token in owned.items():
-            row = self.rows[PartitionKey(group, topic, p)]
-            if (row.token, row.owner) == (token, member):
-                row.heartbeat = now
-        return sorted(m for g, t, m in self.members if (g, t) == (group, topic))
-
-    async def leave(self, group: str, topic: str, member: str) -> None:
-        self.members.pop((group, topic, member), None)
-        for key, row in self.rows.items():
-            if (key.group, key.topic, row.owner) == (group, topic, member):
-                row.owner, row.heartbeat = "", 0
-
-    async def claim(self, key: PartitionKey, member: str, lease_ns: int) -> Claim | None:
-        row = self.rows.setdefault(key, _Row())
-        now = self.clock.now_ns()
-        if row.owner not in ("", member) and row.heartbeat >= now - lease_ns:
-            return None
-        row.token, row.owner, row.heartbeat = row.token + 1, member, now
-        return Claim(key, row.token, row.sequence, row.checkpoint)
-
-    async def release(self, claim: Claim) -> None:
-        row = self.rows[claim.key]
-        if row.token == claim.token:
-            row.owner, row.heartbeat = "", 0
-
-    async def commit(
-        self, groups: Sequence[Group], published: Sequence[int], guard: Claim | None = None
-    ) -> CommitResult:
-        await asyncio.sleep(0)
-        fail, self.fail = self.fail, ""
-        if fail == "before":
-            raise TransientError("the connection broke before the commit")
-        for claim in (*(g.claim for g in groups), *([guard] if guard else ())):
-            row = self.rows[claim.key]
-            moved = claim is not guard and row.sequence != claim.sequence
-            if row.token != claim.token or moved:
-                raise FencedError("another owner", claim.key.partition)
-        result = CommitResult()
-        for group in groups:
-            self._write(group, result)
-        for number in published:
-            self.outgoing.pop(number, None)
-        self._check()
-        if fail == "after":
-            raise TransientError("the connection broke after the commit")
-        return result
-
-    def _write(self, group: Group, result: CommitResult) -> None:
-        for batch in group.bars:
-            self._upsert(batch, result)
-        checkpoint, messages = group.finish([])
-        row = self.rows[group.claim.key]
-        row.checkpoint, row.sequence = checkpoint, row.sequence + 1
-        self.ledger += group.gaps
-        for message in messages:
-            self.ids += 1
-            self.keys[message.key] += 1
-            self.outgoing[self.ids] = group.claim.key, message
-            result.outbox.append(OutboxItem(self.ids, group.claim.key.partition, message))
-
-    def _upsert(self, batch: BarBatch, result: CommitResult) -> None:
-        found = oracle_bars(batch)
-        assert len(found) == len(batch), "a batch holds one bar twice"
-        for key, bar in found.items():
-            full, old = (batch.interval, key), self.kept.get((batch.interval, key))
-            healed = self.states.get(full) == "gap" and batch.state != "gap"
-            if old is None:
-                result.counts.inserted += 1
-            elif bits(old) == bits(bar) and not healed:
-                result.counts.unchanged += 1
-                continue
-            elif bar.trade_count < old.trade_count and not healed:
-                result.counts.kept += 1
-                continue
-            else:
-                result.counts.updated += 1
-            self.kept[full], self.states[full] = bar, batch.state
-
-    def _check(self) -> None:
-        stored = 0
-        for row in self.rows.values():
-            if row.checkpoint:
-                counts = decode_checkpoint(row.checkpoint).counts
-                assert counts.holds(), counts
-                stored += counts.stored
-        if self.base:
-            bars = [
-                b.trade_count for (interval, _), b in self.kept.items() if interval == self.base
-            ]
-            assert stored == sum(bars), (stored, bars)
-
-    async def outbox(self, group: str, topic: str, partition: int) -> list[OutboxItem]:
-        key = PartitionKey(group, topic, partition)
-        return [OutboxItem(i, partition, m) for i, (k, m) in self.outgoing.items() if k == key]
-
-    async def status(
-        self, group: str | None = None, topic: str | None = None
-    ) -> list[PartitionStatus]:
-        return [
-            PartitionStatus(k, r.token, r.owner, r.heartbeat, r.sequence, r.checkpoint)
-            for k, r in self.rows.items()
-            if k.group == (group or k.group) and k.topic == (topic or k.topic)
-        ]
-
-    async def forget(self, group: str, topic: str) -> None:
-        self.rows = {k: r for k, r in self.rows.items() if (k.group, k.topic) != (group, topic)}
-
-    async def bars(
-        self,
-        symbol: str | None = None,
-        interval: str | None = None,
-        provider: str | None = None,
-        start: int | None = None,
-        end: int | None = None,
-    ) -> pl.DataFrame:
-        raise NotImplementedError
-
-    async def close(self) -> None:
-        return
-
-
-class Crash(Exception):
-    """The process is dead: nothing that it calls does anything any more."""
-
-
-class Life:
-    """A process's life, measured in calls to the outside world.
-
-    Args:
-        calls: how many calls and answers it lives to see; endless if negative.
-        only: names of the methods whose calls count; all of them if empty.
-    """
-
-    def __init__(self, calls: int = -1, only: tuple[str, ...] = ()) -> None:
-        self.left, self._only = calls, only
-
-    def step(self, name: str) -> None:
-        """A call or its answer."""
-        if self.left == 0:
-            raise Crash
-        self.left -= not self._only or name in self._only
-
-
-class Mortal:
-    """A bus or store as one process sees it; it can die before a call, or before its answer."""
-
-    def __init__(self, inner: Any, life: Life) -> None:
-        self._inner, self._life = inner, life
-
-    def __getattr__(self, name: str) -> Any:
-        method = getattr(self._inner, name)
-
-        async def call(*args: Any, **kwargs: Any) -> Any:
-            self._life.step(name)
-            answer = await method(*args, **kwargs)
-            self._life.step(name)
-            return answer
-
-        return call
+def decoded_letters(records: Iterable[Record]) -> list[DeadLetter]:
+    """The letters in records of their topic."""
+    return [letter for record in records for letter in decode_letters(record.payload)]
 
 
 def letters_of(bus: MemoryBus) -> list[DeadLetter]:
     """Every dead letter published."""
-    return [x for record, _ in bus.logs[LETTERS, 0] for x in decode_letters(record.payload)]
+    return decoded_letters(bus.records(LETTERS)[0])
 
 
 @dataclass(slots=True)
@@ -414,21 +121,23 @@ def _items(payload: bytes, record: Record, max_future_ns: int | None) -> Iterabl
         yield item
 
 
-def expect(bus: MemoryBus, topic: str, spec: WindowSpec, max_future_ns: int | None) -> Expected:
-    """Read the whole of `topic` anew and let the oracle decide."""
-    partitions, bars, reasons = bus.infos[topic].partitions, StoredBars(), Counter[str]()
+def expect(
+    logs: Sequence[Sequence[Record]], spec: WindowSpec, max_future_ns: int | None
+) -> Expected:
+    """Read each partition's whole log anew and let the oracle decide."""
+    partitions, bars, reasons = len(logs), StoredBars(), Counter[str]()
     runs = []
-    for p in range(partitions):
+    for p, records in enumerate(logs):
         log = [
             item
-            for record, _ in bus.logs[topic, p]
+            for record in records
             for item in _items(record.payload, record, max_future_ns)
             if not isinstance(item, OracleEvent) or partition_of(item.symbol, partitions) == p
         ]
         run = reference_run(log, spec.base_ns, spec.allow_late_ns, spec.revise_horizon_ns)
         late = Counter(id(event) for event in run.late)
         taken = [e for e in log if isinstance(e, OracleEvent) and not late[id(e)]]
-        for length in {spec.base_ns, *spec.intervals_ns}:
+        for length in spec.intervals_ns:
             closed = [e for e in taken if _end(e, spec.base_ns) <= run.watermarks[e.provider]]
             for key, bar in batch_bars(closed, length).items():
                 if key[2] + length <= run.watermarks[key[0]]:
@@ -485,3 +194,221 @@ def distinct(events: Iterable[OracleEvent]) -> list[OracleEvent]:
 def renamed(entry: Entry, **changes: Any) -> Entry:
     """The entry with some fields changed."""
     return replace(entry, **changes)
+
+
+@dataclass
+class World:
+    """One log, one store, and per partition the owner of the moment and one that lost it."""
+
+    spec: WindowSpec
+    clock: ManualClock = field(default_factory=lambda: ManualClock(START_NS))
+
+    def __post_init__(self) -> None:
+        self.bus = MemoryBus(self.clock)
+        self.store = MemoryStore(self.clock, base=base_of(self.spec))
+        self.owners: dict[int, Partition] = {}
+        self.members = 0
+        self.topics = Topics(EVENTS, PARTITIONS, "", LETTERS)
+
+    async def begin(self) -> None:
+        await self.bus.create_topic(EVENTS, PARTITIONS)
+        await self.bus.create_topic(BARS, PARTITIONS)
+        await self.bus.create_topic(LETTERS, 1)
+
+    async def own(self, number: int) -> Partition:
+        """The partition, taken over if nobody has it."""
+        if number not in self.owners:
+            self.members += 1
+            self.clock.advance(LEASE_NS + 1)
+            key = PartitionKey(GROUP, EVENTS, number)
+            claim = await self.store.claim(key, f"m{self.members}", LEASE_NS)
+            assert claim
+            found = await recover(
+                self.bus,
+                self.bus.infos[EVENTS],
+                number,
+                decode_checkpoint(claim.checkpoint) if claim.checkpoint else None,
+                self.spec.base_ns,
+            )
+            assert not found.message
+            await self.publish(await self.store.outbox(GROUP, EVENTS, number))
+            self.owners[number] = Partition(
+                claim, found.checkpoint, self.spec, self.topics, codec, MAX_FUTURE_NS
+            )
+        return self.owners[number]
+
+    async def publish(self, items: list[OutboxItem]) -> None:
+        for item in items:
+            m: Message = item.message
+            to = m.partition if m.partition >= 0 else item.partition
+            entry = Entry(to, m.payload, m.count, m.provider, m.min_ts, m.max_ts, key=m.key)
+            await self.bus.append(m.destination, [entry])
+
+    async def poll(self, number: int, most: int) -> bool:
+        partition = await self.own(number)
+        records = self.bus.read(EVENTS, number, partition.position, most)
+        partition.take(records, self.clock.now_ns())
+        return bool(records)
+
+    async def commit(self, number: int, outcome: str) -> None:
+        """Collect what is due and write the group; crash at the chosen place."""
+        partition = await self.own(number)
+        for provider, stream in list(partition.ticks.items()):
+            if stream.due():
+                partition.collect(provider)
+        if not partition.dirty:
+            return
+        group = partition.group()
+        self.store.fail = outcome if outcome in ("before", "after") else ""
+        try:
+            result = await self.store.commit([group], [])
+        except (TransientError, FencedError):
+            self.crash(number)
+            return
+        if outcome == "unpublished":
+            self.crash(number)
+            return
+        partition.committed(group, [])
+        await self.publish(result.outbox)
+
+    def crash(self, number: int) -> None:
+        self.owners.pop(number, None)
+
+    async def takeover(self, number: int) -> None:
+        """Another owner writes while the old one still thinks that it owns the partition."""
+        old = await self.own(number)
+        del self.owners[number]
+        await self.own(number)
+        if old.dirty:
+            try:
+                await self.store.commit([old.group()], [])
+            except FencedError:
+                return
+            raise AssertionError("a fenced owner wrote")
+
+    async def drain(self) -> None:
+        """Until every record is read and everything decided is published."""
+        left = True
+        while left:
+            for p in range(PARTITIONS):
+                await self.poll(p, 1_000)
+                await self.commit(p, "done")
+            # what was misplaced has come back as something to read
+            owned = [(await self.own(p)).position for p in range(PARTITIONS)]
+            left = owned != [self.bus.heads[EVENTS, p][0] for p in range(PARTITIONS)]
+
+
+def split(batch: EventBatch) -> list[Entry]:
+    """A batch's rows for the partitions of their symbols."""
+    owners = np.array([partition_of(s, PARTITIONS) for s in batch.symbols])[batch.codes]
+    return [entry_of(batch.take(owners == p), p) for p in range(PARTITIONS) if (owners == p).any()]
+
+
+LANE_MAX_FUTURE_NS = 10**15
+
+
+def base_of(spec: WindowSpec) -> str:
+    """The interval whose bars count every event; "" if the base window gives no bars."""
+    return format_interval(spec.base_ns) if spec.base_ns in spec.intervals_ns else ""
+
+
+def batcher_settings(member: str, poll_bytes: int, max_future_ns: int | None) -> BatcherSettings:
+    """A worker that commits as often as it can and never takes silence for an end."""
+    return BatcherSettings(
+        group=GROUP,
+        member=member,
+        lease_ns=LEASE_NS,
+        flush_timeout_ns=10**6 * NS_PER_S,
+        commit_interval_ns=0,
+        poll_bytes=poll_bytes,
+        max_future_ns=max_future_ns,
+        retention_ns=10**6 * NS_PER_S,
+        retention_bytes=1 << 40,
+    )
+
+
+@dataclass
+class Lanes:
+    """Lanes of one provider over one log and one store, run one after the other."""
+
+    spec: WindowSpec
+    clock: ManualClock = field(default_factory=lambda: ManualClock(START_NS))
+
+    def __post_init__(self) -> None:
+        self.bus = MemoryBus(self.clock)
+        self.store = MemoryStore(self.clock, base=base_of(self.spec))
+        self.logs: dict[str, list[OracleEvent]] = {}
+        self.runs = 0
+
+    async def feed(self, lane: str, recording: list[OracleEvent], size: int) -> None:
+        """Append a whole recording and its end marks."""
+        self.logs[lane] = recording
+        await self.bus.create_topic(LETTERS, 1)
+        await self.bus.create_topic(lane, PARTITIONS)
+        for batch in to_batches(recording, tuple(range(size, len(recording), size))):
+            await self.bus.append(lane, split(batch))
+        marks = [mark_entry(Mark(kind="end"), p) for p in range(PARTITIONS)]
+        await self.bus.append(lane, marks)
+
+    async def run(self, lane: str, life: Life, most: int) -> WriteCounts | None:
+        """Carry a lane to its end; None if the process died on the way."""
+        self.runs += 1
+        self.clock.advance(LEASE_NS + 1)
+        bus, store = Mortal(self.bus, life), Mortal(self.store, life)
+        history = LaneHistory(
+            bus,
+            store,
+            RawEvents(bus, codec, LETTERS, LANE_MAX_FUTURE_NS, EVENTS),
+            GROUP,
+            lane,
+            EVENTS,
+            PARTITIONS,
+            self.spec,
+        )
+        settings = batcher_settings(f"m{self.runs}", most, None)
+        worker = MicroBatcher(
+            bus,
+            store,
+            codec,
+            self.spec,
+            self.bus.infos[lane],
+            "",
+            LETTERS,
+            settings,
+            self.clock,
+            Observer(lane, GROUP, settings.member, False, 0),
+            history,
+        )
+        try:
+            await worker.run(asyncio.Event())
+        except Crash:
+            return None
+        return worker.written
+
+    def kept(self) -> list[OracleEvent]:
+        """What was received, less what was dead-lettered."""
+        aside = Counter(
+            (letter.topic, letter.symbol, letter.src_ts, decode_event(letter.original).seq)
+            for letter in letters_of(self.bus)
+        )
+        found: list[OracleEvent] = []
+        for lane, recording in self.logs.items():
+            for event in reversed(recording):
+                key = (lane, event.symbol, event.src_ts, event.seq)
+                if aside[key]:
+                    aside[key] -= 1
+                else:
+                    found.append(event)
+        return found
+
+    def check(self) -> None:
+        kept = self.kept()
+        expected = {
+            (format_interval(length), key): bar
+            for length in self.spec.intervals_ns
+            for key, bar in batch_bars(kept, length).items()
+        }
+        assert_same(self.store.kept, expected)
+        for lane, recording in self.logs.items():
+            counts = total_counts(self.store, lane)
+            assert (counts.received, counts.open) == (len(recording), 0)

@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.property._harness import (
-    BARS,
     EVENTS,
     GROUP,
+    LANE_MAX_FUTURE_NS,
     LETTERS,
-    Crash,
-    Life,
-    MemoryBus,
-    MemoryStore,
-    Mortal,
+    MAX_FUTURE_NS,
+    PARTITIONS,
+    Lanes,
+    World,
     assert_same,
+    batcher_settings,
+    decoded_letters,
     entries_of,
     entry_of,
     expect,
@@ -29,32 +30,24 @@ from tests.property._harness import (
     mark_entry,
     total_counts,
 )
+from tests.property._memory import Crash, Life, Mortal, StoredBars
 
+from market_data_core.bars import VALUE_COLUMNS
 from market_data_core.clock import ManualClock
-from market_data_core.contracts.store import Message, OutboxItem, PartitionKey, WriteCounts
-from market_data_core.errors import FencedError, TransientError
-from market_data_core.events import EventBatch, Rejected
-from market_data_core.intervals import NS_PER_MS, NS_PER_S, format_interval
+from market_data_core.events import Rejected
+from market_data_core.intervals import NS_PER_MS, NS_PER_S
 from market_data_core.partitioning import partition_of
 from market_data_core.records import Entry, Mark
-from market_data_core.testing.oracle import OracleEvent, batch_bars
+from market_data_core.testing.oracle import OracleBar, OracleEvent
 from market_data_core.testing.strategies import PROVIDERS, START_NS, decimals, logs, to_batches
-from market_data_core.wire import decode_event
 from market_data_pipeline.bus import codec
+from market_data_pipeline.bus.embedded import EmbeddedBus
 from market_data_pipeline.observe import Observer
 from market_data_pipeline.windows import micro_batcher
 from market_data_pipeline.windows.assigner import WindowSpec
-from market_data_pipeline.windows.checkpoint import decode_checkpoint
-from market_data_pipeline.windows.group import Topics
-from market_data_pipeline.windows.history import LaneHistory, RawEvents
+from market_data_pipeline.windows.checkpoint import Counts, decode_checkpoint
 from market_data_pipeline.windows.micro_batcher import MicroBatcher
-from market_data_pipeline.windows.partition import Partition
-from market_data_pipeline.windows.recovery import recover
-from market_data_pipeline.windows.settings import BatcherSettings
-
-PARTITIONS = 2
-MAX_FUTURE_NS = 5 * NS_PER_S
-LEASE_NS = NS_PER_S
+from market_data_store.backends.sqlite import SqliteStore
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -62,108 +55,6 @@ def _no_waiting() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(micro_batcher, "_TICK_S", 0.0)
         yield
-
-
-@dataclass
-class World:
-    """One log, one store, and per partition the owner of the moment and one that lost it."""
-
-    spec: WindowSpec
-    clock: ManualClock = field(default_factory=lambda: ManualClock(START_NS))
-
-    def __post_init__(self) -> None:
-        self.bus = MemoryBus(self.clock)
-        self.store = MemoryStore(self.clock, base=format_interval(self.spec.base_ns))
-        self.owners: dict[int, Partition] = {}
-        self.members = 0
-        self.topics = Topics(EVENTS, PARTITIONS, "", LETTERS)
-
-    async def begin(self) -> None:
-        await self.bus.create_topic(EVENTS, PARTITIONS)
-        await self.bus.create_topic(BARS, PARTITIONS)
-        await self.bus.create_topic(LETTERS, 1)
-
-    async def own(self, number: int) -> Partition:
-        """The partition, taken over if nobody has it."""
-        if number not in self.owners:
-            self.members += 1
-            self.clock.advance(LEASE_NS + 1)
-            key = PartitionKey(GROUP, EVENTS, number)
-            claim = await self.store.claim(key, f"m{self.members}", LEASE_NS)
-            assert claim
-            found = await recover(
-                self.bus,
-                self.bus.infos[EVENTS],
-                number,
-                decode_checkpoint(claim.checkpoint) if claim.checkpoint else None,
-                self.spec.base_ns,
-            )
-            assert not found.message
-            await self.publish(await self.store.outbox(GROUP, EVENTS, number))
-            self.owners[number] = Partition(
-                claim, found.checkpoint, self.spec, self.topics, codec, MAX_FUTURE_NS
-            )
-        return self.owners[number]
-
-    async def publish(self, items: list[OutboxItem]) -> None:
-        for item in items:
-            m: Message = item.message
-            to = m.partition if m.partition >= 0 else item.partition
-            entry = Entry(to, m.payload, m.count, m.provider, m.min_ts, m.max_ts, key=m.key)
-            await self.bus.append(m.destination, [entry])
-
-    async def poll(self, number: int, most: int) -> bool:
-        partition = await self.own(number)
-        records = self.bus.read(EVENTS, number, partition.position, most)
-        partition.take(records, self.clock.now_ns())
-        return bool(records)
-
-    async def commit(self, number: int, outcome: str) -> None:
-        """Collect what is due and write the group; crash at the chosen place."""
-        partition = await self.own(number)
-        for provider, stream in list(partition.ticks.items()):
-            if stream.due():
-                partition.collect(provider)
-        if not partition.dirty:
-            return
-        group = partition.group()
-        self.store.fail = outcome if outcome in ("before", "after") else ""
-        try:
-            result = await self.store.commit([group], [])
-        except (TransientError, FencedError):
-            self.crash(number)
-            return
-        if outcome == "unpublished":
-            self.crash(number)
-            return
-        partition.committed(group, [])
-        await self.publish(result.outbox)
-
-    def crash(self, number: int) -> None:
-        self.owners.pop(number, None)
-
-    async def takeover(self, number: int) -> None:
-        """Another owner writes while the old one still thinks that it owns the partition."""
-        old = await self.own(number)
-        del self.owners[number]
-        await self.own(number)
-        if old.dirty:
-            try:
-                await self.store.commit([old.group()], [])
-            except FencedError:
-                return
-            raise AssertionError("a fenced owner wrote")
-
-    async def drain(self) -> None:
-        """Until every record is read and everything decided is published."""
-        left = True
-        while left:
-            for p in range(PARTITIONS):
-                await self.poll(p, 1_000)
-                await self.commit(p, "done")
-            # what was misplaced has come back as something to read
-            owned = [(await self.own(p)).position for p in range(PARTITIONS)]
-            left = owned != [self.bus.heads[EVENTS, p][0] for p in range(PARTITIONS)]
 
 
 @st.composite
@@ -258,7 +149,7 @@ def test_every_event_is_counted_once_whatever_crashes(
     world = World(spec)
     asyncio.run(carry(world, appends, doing))
 
-    expected = expect(world.bus, EVENTS, spec, MAX_FUTURE_NS)
+    expected = expect(world.bus.records(EVENTS), spec, MAX_FUTURE_NS)
     assert_same(world.store.kept, expected.bars)
     assert total_counts(world.store, EVENTS) == expected.counts
     found = [letter.reason for letter in letters_of(world.bus)]
@@ -266,118 +157,14 @@ def test_every_event_is_counted_once_whatever_crashes(
     assert set(world.store.keys.values()) <= {1}
 
 
-LANE_MAX_FUTURE_NS = 10**15
-
-
-@dataclass
-class Lanes:
-    """Lanes of one provider over one log and one store, run one after the other."""
-
-    spec: WindowSpec
-    clock: ManualClock = field(default_factory=lambda: ManualClock(START_NS))
-
-    def __post_init__(self) -> None:
-        self.bus = MemoryBus(self.clock)
-        self.store = MemoryStore(self.clock, base=format_interval(self.spec.base_ns))
-        self.logs: dict[str, list[OracleEvent]] = {}
-        self.runs = 0
-
-    async def feed(self, lane: str, recording: list[OracleEvent], size: int) -> None:
-        """Append a whole recording and its end marks."""
-        self.logs[lane] = recording
-        await self.bus.create_topic(LETTERS, 1)
-        await self.bus.create_topic(lane, PARTITIONS)
-        for batch in to_batches(recording, tuple(range(size, len(recording), size))):
-            await self.bus.append(lane, split(batch))
-        marks = [mark_entry(Mark(kind="end"), p) for p in range(PARTITIONS)]
-        await self.bus.append(lane, marks)
-
-    async def run(self, lane: str, life: Life, most: int) -> WriteCounts | None:
-        """Carry a lane to its end; None if the process died on the way."""
-        self.runs += 1
-        self.clock.advance(LEASE_NS + 1)
-        bus, store = Mortal(self.bus, life), Mortal(self.store, life)
-        history = LaneHistory(
-            bus,
-            store,
-            RawEvents(bus, codec, LETTERS, LANE_MAX_FUTURE_NS, EVENTS),
-            GROUP,
-            lane,
-            EVENTS,
-            PARTITIONS,
-            self.spec,
-        )
-        settings = BatcherSettings(
-            group=GROUP,
-            member=f"m{self.runs}",
-            lease_ns=LEASE_NS,
-            flush_timeout_ns=NS_PER_S,
-            commit_interval_ns=0,
-            poll_bytes=most,
-            max_future_ns=None,
-            retention_ns=NS_PER_S,
-            retention_bytes=1,
-        )
-        worker = MicroBatcher(
-            bus,
-            store,
-            codec,
-            self.spec,
-            self.bus.infos[lane],
-            "",
-            LETTERS,
-            settings,
-            self.clock,
-            Observer(lane, GROUP, settings.member, False, 0),
-            history,
-        )
-        try:
-            await worker.run(asyncio.Event())
-        except Crash:
-            return None
-        return worker.written
-
-    def kept(self) -> list[OracleEvent]:
-        """What was received, less what was dead-lettered."""
-        aside = Counter(
-            (letter.topic, letter.symbol, letter.src_ts, decode_event(letter.original).seq)
-            for letter in letters_of(self.bus)
-        )
-        found: list[OracleEvent] = []
-        for lane, recording in self.logs.items():
-            for event in reversed(recording):
-                key = (lane, event.symbol, event.src_ts, event.seq)
-                if aside[key]:
-                    aside[key] -= 1
-                else:
-                    found.append(event)
-        return found
-
-    def check(self) -> None:
-        kept = self.kept()
-        expected = {
-            (format_interval(length), key): bar
-            for length in {self.spec.base_ns, *self.spec.intervals_ns}
-            for key, bar in batch_bars(kept, length).items()
-        }
-        assert_same(self.store.kept, expected)
-        for lane, recording in self.logs.items():
-            counts = total_counts(self.store, lane)
-            assert (counts.received, counts.open) == (len(recording), 0)
-
-
-def split(batch: EventBatch) -> list[Entry]:
-    """A batch's rows for the partitions of their symbols."""
-    owners = np.array([partition_of(s, PARTITIONS) for s in batch.symbols])[batch.codes]
-    return [entry_of(batch.take(owners == p), p) for p in range(PARTITIONS) if (owners == p).any()]
-
-
 @st.composite
 def recordings(draw: st.DrawFn, spec: WindowSpec) -> tuple[list[OracleEvent], ...]:
     """Two recordings of one provider that overlap, each nearly in order, no contradictions."""
     values = draw(st.lists(decimals(extreme=False), min_size=10, max_size=20))
     log = [  # one symbol, so one partition, and a step that crosses every window
-        OracleEvent("one", "SPY", START_NS + i * 450 * NS_PER_MS, i, *[value] * 4, value)
+        OracleEvent(
+            "one", "SPY", START_NS + i * 450 * NS_PER_MS, i, value, value, value, value, value
+        )
         for i, value in enumerate(values)
     ]
     delay_ns = draw(st.sampled_from((0, 1, 4))) * (spec.allow_late_ns + spec.revise_horizon_ns)
@@ -412,13 +199,127 @@ async def run_lanes(
     assert lanes.store.kept == before
 
 
-@settings(max_examples=60)
+@settings(max_examples=200)
 @given(st.data(), specs(patience_ms=(0, 500)))
 def test_lanes_make_one_whole_whatever_their_order_and_crashes(
     data: st.DataObject, spec: WindowSpec
 ) -> None:
     inputs = data.draw(recordings(spec))
     runs = data.draw(
-        st.lists(st.tuples(st.integers(0, 1), st.integers(1, 15)), min_size=1, max_size=4)
+        st.lists(st.tuples(st.integers(0, 1), st.integers(10, 90)), min_size=1, max_size=4)
     )
     asyncio.run(run_lanes(Lanes(spec), inputs, runs, data.draw(st.sampled_from((2, 4, 20)))))
+
+
+_SHORT_NS = 12 * NS_PER_MS
+
+
+class Workers:
+    """Live workers of one group over files, each with a life of its own."""
+
+    def __init__(self, spec: WindowSpec, folder: Path) -> None:
+        self.spec, self.clock = spec, ManualClock(START_NS)
+        self.bus = EmbeddedBus(folder / "bus", clock=self.clock)
+        self.store = SqliteStore(folder / "store.db", clock=self.clock)
+        self.stop = asyncio.Event()
+        self.tasks: list[asyncio.Task[None]] = []
+        self.tokens: dict[int, int] = {}
+
+    async def start(self, life: Life) -> None:
+        """A new worker; those that died before it lose their leases."""
+        self.clock.advance(_SHORT_NS // 2)
+        member = f"m{len(self.tasks)}"
+        bus, store = Mortal(self.bus, life), Mortal(self.store, life)
+        info = await self.bus.create_topic(EVENTS, PARTITIONS)
+        worker = MicroBatcher(
+            bus,
+            store,
+            codec,
+            self.spec,
+            info,
+            "",
+            LETTERS,
+            replace(batcher_settings(member, 300, LANE_MAX_FUTURE_NS), lease_ns=_SHORT_NS),
+            self.clock,
+            Observer(EVENTS, GROUP, member, False, 0),
+        )
+        self.tasks.append(asyncio.create_task(worker.run(self.stop)))
+
+    async def done(self) -> bool:
+        """Whether the living have counted everything; every state on the way has to be sound."""
+        living = [f"m{i}" for i, task in enumerate(self.tasks) if not task.done()]
+        ends = [(await self.bus.bounds(EVENTS, p)).next for p in range(PARTITIONS)]
+        for row in await self.store.status(GROUP, EVENTS):
+            assert row.token >= self.tokens.get(row.key.partition, 0)
+            self.tokens[row.key.partition] = row.token
+            if row.checkpoint:
+                checkpoint = decode_checkpoint(row.checkpoint)
+                assert checkpoint.counts.holds(), checkpoint.counts
+                if checkpoint.counted == ends[row.key.partition] and row.owner in living:
+                    ends[row.key.partition] = 0
+        return not any(ends)
+
+    async def carry(self, appends: list[list[Entry]], lives: list[int]) -> None:
+        """Append everything while workers come and go; the last of them lives."""
+        await self.store.migrate()
+        await self.bus.create_topic(LETTERS, 1)
+        await self.bus.create_topic(EVENTS, PARTITIONS)
+        for part in appends:
+            await self.bus.append(EVENTS, part)
+            if lives:
+                await self.start(Life(lives.pop()))
+        for calls in (*lives, -1):
+            await self.start(Life(calls))
+        async with asyncio.timeout(20):
+            while not await self.done():
+                self.clock.advance(_SHORT_NS // 10)
+                await asyncio.sleep(0.001)
+
+    async def check(self) -> None:
+        logs = [
+            (await self.bus.poll(EVENTS, {p: 0}, 1 << 30, 0)).get(p, []) for p in range(PARTITIONS)
+        ]
+        expected = expect(logs, self.spec, LANE_MAX_FUTURE_NS)
+        frame = await self.store.bars()
+        found: StoredBars = {
+            (row["interval"], (row["provider"], row["symbol"], ts)): OracleBar(
+                *(row[name] for name in VALUE_COLUMNS)
+            )
+            for row, ts in zip(frame.to_dicts(), frame["ts"].to_physical().to_list(), strict=True)
+        }
+        assert len(found) == len(frame)
+        assert_same(found, expected.bars)
+        counts = Counts()
+        for row in await self.store.status(GROUP, EVENTS):
+            if row.checkpoint:
+                counts.add(decode_checkpoint(row.checkpoint).counts)
+        assert counts == expected.counts
+        letters = decoded_letters((await self.bus.poll(LETTERS, {0: 0}, 1 << 30, 0)).get(0, []))
+        reasons = sorted(letter.reason for letter in letters)
+        assert reasons == sorted(expected.reasons.elements())
+
+
+async def work(
+    spec: WindowSpec, folder: Path, appends: list[list[Entry]], lives: list[int]
+) -> None:
+    workers = Workers(spec, folder)
+    try:
+        await workers.carry(appends, lives)
+    finally:
+        workers.stop.set()
+        ends = await asyncio.gather(*workers.tasks, return_exceptions=True)
+    try:
+        assert all(end is None or isinstance(end, Crash) for end in ends), ends
+        await workers.check()
+    finally:
+        await workers.bus.close()
+        await workers.store.close()
+
+
+@settings(max_examples=15)
+@given(specs(), entries(), st.lists(st.integers(5, 80), min_size=1, max_size=4))
+def test_workers_come_and_go_while_events_flow(
+    spec: WindowSpec, appends: list[list[Entry]], lives: list[int]
+) -> None:
+    with TemporaryDirectory() as folder:
+        asyncio.run(work(spec, Path(folder), appends, list(lives)))

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import sys
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -140,7 +141,7 @@ def show_table(
         console.print(table)
     # boxes pad every line to their full width
     text = "".join(line.rstrip() + "\n" for line in shown.get().rstrip().splitlines())
-    to_file_or_stdout(lambda file: file.write(text.encode()), output)
+    write_bytes(text.encode(), output)
 
 
 def cell_text(value: object) -> str:
@@ -176,21 +177,19 @@ def write_frame(frame: pl.DataFrame, form: str, output: Path | None) -> None:
         msg = "parquet is binary; name a file with --output, or send standard output to one"
         raise UsageError(msg)
 
-    def write(file: BinaryIO) -> None:
-        if form == "parquet":
-            frame.write_parquet(file)
-            return
-        shown = with_iso_times(frame)
-        if form == "csv":
-            shown.write_csv(file)
-        else:
-            file.write((shown.write_json() + "\n").encode())
-
-    to_file_or_stdout(write, output)
+    # into memory first: polars hides what went wrong with a file that it writes to
+    rendered = io.BytesIO()
+    if form == "parquet":
+        frame.write_parquet(rendered)
+    elif form == "csv":
+        with_iso_times(frame).write_csv(rendered)
+    else:
+        rendered.write((with_iso_times(frame).write_json() + "\n").encode())
+    write_bytes(rendered.getvalue(), output)
 
 
-def to_file_or_stdout(write: Callable[[BinaryIO], object], output: Path | None) -> None:
-    """Call `write` with the file at `output`, or with standard output.
+def write_bytes(data: bytes, output: Path | None = None) -> None:
+    """`data` to the file at `output`, or to standard output.
 
     Raises:
         UsageError: the file cannot be written.
@@ -199,12 +198,11 @@ def to_file_or_stdout(write: Callable[[BinaryIO], object], output: Path | None) 
 
     if output is None:
         sys.stdout.flush()
-        write(sys.stdout.buffer)
+        sys.stdout.buffer.write(data)
         sys.stdout.buffer.flush()
         return
     try:
-        with output.open("wb") as file:
-            write(file)
+        output.write_bytes(data)
     except OSError as error:
         msg = f"--output {output} cannot be written: {error.strerror or error}"
         raise UsageError(msg) from error
@@ -212,10 +210,7 @@ def to_file_or_stdout(write: Callable[[BinaryIO], object], output: Path | None) 
 
 def write_lines(lines: Iterable[bytes]) -> None:
     """Lines to standard output, flushed."""
-    out = sys.stdout.buffer
-    for line in lines:
-        out.write(line + b"\n")
-    out.flush()
+    write_bytes(b"".join(line + b"\n" for line in lines))
 
 
 def write_rows(rows: Sequence[Mapping[str, object]], columns: Sequence[str], form: str) -> None:
@@ -227,7 +222,6 @@ def write_rows(rows: Sequence[Mapping[str, object]], columns: Sequence[str], for
         write_lines([b"[" + body + b"]"])
         return
     import csv
-    import io
 
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")

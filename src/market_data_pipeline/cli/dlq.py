@@ -100,7 +100,7 @@ def show_letter(
         raise MdpError(msg)
     original = found[2].original
     if raw:
-        _output.to_file_or_stdout(lambda file: file.write(original), None)
+        _output.write_bytes(original)
         return
     for name, value in (_row(found) | {"log_id": found[2].log_id}).items():
         typer.echo(f"{name:<10} {_output.cell_text(value)}")

@@ -188,8 +188,12 @@ class WindowStream:
             since[length] = -(-max(self._settled_to, self.closed) // length) * length
         return since
 
-    def _whole(self, closed: Closed) -> Closed | None:
-        """`closed` without windows that began before their interval was in use."""
+    def _asked_for(self, closed: Closed) -> Closed | None:
+        """`closed` without windows that nobody asked for, or that began before somebody did."""
+        if closed.length_ns not in self.spec.intervals_ns:
+            return None  # the base of 2s and 3s is 1s, which is nobody's interval
+        if not self._since:
+            return closed
         keep = closed.bars.start >= self._since.get(closed.length_ns, NEVER)
         if keep.all():
             return closed
@@ -397,8 +401,7 @@ class WindowStream:
         if closing > self.closed:
             self._close(closing, out)
         self._settle()
-        if self._since:
-            out.bars = [c for c in map(self._whole, out.bars) if c]
+        out.bars = [c for c in map(self._asked_for, out.bars) if c]
         return out
 
     def _settle(self) -> None:

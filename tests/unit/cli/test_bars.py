@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import subprocess
+import sys
 from typing import TYPE_CHECKING
 
 import polars as pl
@@ -105,6 +108,23 @@ def test_a_fresh_machine_stays_fresh(home: Home) -> None:
     assert "no bars yet" in str(result.exception)
     assert result.stdout == NAMES + "\n"
     assert not home.path.exists()
+
+
+@pytest.mark.parametrize("form", ["table", "csv", "json", "parquet"])
+def test_a_reader_that_has_gone_leaves_no_traceback(stored: Home, form: str) -> None:
+    command = [sys.executable, "-c", "from market_data_pipeline.cli import main; main()"]
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        done = subprocess.run(
+            [*command, "bars", "SPY", "--format", form],
+            stdout=writing,
+            stderr=subprocess.PIPE,
+            check=False,
+        )
+    finally:
+        os.close(writing)
+    assert done.stderr == b""
 
 
 @pytest.mark.parametrize(

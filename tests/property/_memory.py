@@ -1,0 +1,350 @@
+"""A log and a store in memory, faithful to their contracts, and processes that can die."""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+import zlib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from market_data_core.bars import BarBatch
+from market_data_core.clock import ManualClock
+from market_data_core.contracts.store import (
+    Claim,
+    CommitResult,
+    Gap,
+    Group,
+    Message,
+    OutboxItem,
+    PartitionKey,
+    PartitionStatus,
+)
+from market_data_core.errors import FencedError, LogLostError, TransientError
+from market_data_core.records import Bounds, Entry, Record, TopicInfo
+from market_data_core.testing.oracle import BarKey, OracleBar, oracle_bars
+from market_data_pipeline.windows.checkpoint import decode_checkpoint
+
+if TYPE_CHECKING:
+    import polars as pl
+
+StoredBars = dict[tuple[str, BarKey], OracleBar]
+"""(interval, (provider, symbol, start)) -> values."""
+
+
+def bits(bar: OracleBar) -> tuple[bytes | int | None, ...]:
+    """The bar's values in a form that is equal only where every bit is."""
+    return tuple(struct.pack("<d", v) if isinstance(v, float) else v for v in bar)
+
+
+class MemoryBus:
+    """Implements the contract of a bus; the tail, the head or the identity can be lost."""
+
+    def __init__(self, clock: ManualClock) -> None:
+        self.clock = clock
+        self.infos: dict[str, TopicInfo] = {}
+        self.logs: dict[tuple[str, int], list[tuple[Record, Entry]]] = {}
+        self.heads: dict[tuple[str, int], tuple[int, int, int]] = {}
+        self.keys: dict[str, set[str]] = {}
+        self._made = 0
+
+    async def create_topic(self, name: str, partitions: int) -> TopicInfo:
+        if name not in self.infos:
+            self._made += 1
+            self.infos[name] = TopicInfo(name, f"log-{self._made}", partitions)
+            self.keys[name] = set()
+            for p in range(partitions):
+                self.logs[name, p], self.heads[name, p] = [], (0, 0, 0)
+        return self.infos[name]
+
+    async def find_topic(self, name: str) -> TopicInfo | None:
+        return self.infos.get(name)
+
+    async def topics(self) -> list[TopicInfo]:
+        return [self.infos[name] for name in sorted(self.infos)]
+
+    async def drop_topic(self, name: str) -> None:
+        info = self.infos.pop(name, None)
+        for p in range(info.partitions if info else 0):
+            del self.logs[name, p], self.heads[name, p]
+
+    async def append(self, topic: str, entries: Sequence[Entry]) -> None:
+        await asyncio.sleep(0)
+        for e in entries:
+            if e.key and e.key in self.keys[topic]:
+                continue
+            self.keys[topic].add(e.key)
+            offset, received, source = self.heads[topic, e.partition]
+            record = Record(
+                e.partition, offset, e.payload, self.clock.now_ns(), e.count, received,
+                zlib.crc32(e.payload),
+            )  # fmt: skip
+            self.logs[topic, e.partition].append((record, e))
+            head = offset + 1, received + e.count, max(source, e.source)
+            self.heads[topic, e.partition] = head
+
+    async def bounds(self, topic: str, partition: int) -> Bounds:
+        records = self.logs[topic, partition]
+        offset, received, source = self.heads[topic, partition]
+        return Bounds(records[0][0].offset if records else offset, offset, received, source)
+
+    def records(self, topic: str) -> list[list[Record]]:
+        """Everything in `topic`, by partition."""
+        partitions = range(self.infos[topic].partitions)
+        return [[record for record, _ in self.logs[topic, p]] for p in partitions]
+
+    def read(self, topic: str, partition: int, position: int, most: int) -> list[Record]:
+        records = [r for r, _ in self.logs[topic, partition] if r.offset >= position][:most]
+        if (records[0].offset if records else self.heads[topic, partition][0]) != position:
+            raise LogLostError(f"{topic} {partition} {position}")
+        return records
+
+    async def poll(
+        self,
+        topic: str,
+        positions: Mapping[int, int],
+        max_bytes: int,
+        timeout_s: float,  # noqa: ARG002  (there is nothing to wait for)
+    ) -> dict[int, list[Record]]:
+        await asyncio.sleep(0)
+        most = max(1, max_bytes // max(1, len(positions)))
+        found = {p: self.read(topic, p, at, most) for p, at in positions.items()}
+        return {p: records for p, records in found.items() if records}
+
+    async def checksum(self, topic: str, partition: int, offset: int) -> int | None:
+        found = [r.checksum for r, _ in self.logs[topic, partition] if r.offset == offset]
+        return found[0] if found else None
+
+    async def scan(
+        self, topic: str, partition: int, provider: str, from_ts: int, to_ts: int
+    ) -> list[Record]:
+        return [
+            r
+            for r, e in self.logs[topic, partition]
+            if e.count and e.provider == provider and e.max_ts >= from_ts and e.min_ts < to_ts
+        ]
+
+    async def trim(
+        self,
+        topic: str,
+        partition: int,
+        before: int,
+        older_than_ns: int,  # noqa: ARG002  (everything is old enough)
+        max_bytes: int,  # noqa: ARG002
+    ) -> None:
+        self.logs[topic, partition] = [
+            (r, e) for r, e in self.logs[topic, partition] if r.offset >= before
+        ]
+
+    def lose_tail(self, topic: str, partition: int, keep: int) -> None:
+        """Only records below offset `keep` survive, as after a failover."""
+        lost = [r for r, _ in self.logs[topic, partition] if r.offset >= keep]
+        if lost:
+            kept = [(r, e) for r, e in self.logs[topic, partition] if r.offset < keep]
+            self.logs[topic, partition] = kept
+            self.heads[topic, partition] = (keep, lost[0].received, 0)
+
+    async def close(self) -> None:
+        return
+
+
+@dataclass(slots=True)
+class _Row:
+    token: int = 0
+    owner: str = ""
+    heartbeat: int = 0
+    sequence: int = 0
+    checkpoint: bytes | None = None
+
+
+@dataclass(slots=True)
+class MemoryStore:
+    """Implements the contract of a store; at every commit the equation has to hold.
+
+    Attributes:
+        fail: what happens to the next commit: "before" (not done) or "after" (done, answer lost).
+        base: interval whose trade counts have to add up to `stored`; "" for no check.
+    """
+
+    clock: ManualClock
+    base: str = ""
+    fail: str = ""
+    rows: dict[PartitionKey, _Row] = field(default_factory=dict)
+    members: dict[tuple[str, str, str], int] = field(default_factory=dict)
+    kept: StoredBars = field(default_factory=dict)
+    states: dict[tuple[str, BarKey], str] = field(default_factory=dict)
+    outgoing: dict[int, tuple[PartitionKey, Message]] = field(default_factory=dict)
+    keys: Counter[str] = field(default_factory=Counter)
+    ledger: list[Gap] = field(default_factory=list)
+    ids: int = 0
+
+    async def migrate(self) -> None:
+        return
+
+    async def heartbeat(
+        self, group: str, topic: str, member: str, lease_ns: int, owned: Mapping[int, int]
+    ) -> list[str]:
+        now = self.clock.now_ns()
+        self.members = {k: t for k, t in self.members.items() if t >= now - lease_ns}
+        self.members[group, topic, member] = now
+        for p, token in owned.items():
+            row = self.rows[PartitionKey(group, topic, p)]
+            if (row.token, row.owner) == (token, member):
+                row.heartbeat = now
+        return sorted(m for g, t, m in self.members if (g, t) == (group, topic))
+
+    async def leave(self, group: str, topic: str, member: str) -> None:
+        self.members.pop((group, topic, member), None)
+        for key, row in self.rows.items():
+            if (key.group, key.topic, row.owner) == (group, topic, member):
+                row.owner, row.heartbeat = "", 0
+
+    async def claim(self, key: PartitionKey, member: str, lease_ns: int) -> Claim | None:
+        row = self.rows.setdefault(key, _Row())
+        now = self.clock.now_ns()
+        if row.owner not in ("", member) and row.heartbeat >= now - lease_ns:
+            return None
+        row.token, row.owner, row.heartbeat = row.token + 1, member, now
+        return Claim(key, row.token, row.sequence, row.checkpoint)
+
+    async def release(self, claim: Claim) -> None:
+        row = self.rows[claim.key]
+        if row.token == claim.token:
+            row.owner, row.heartbeat = "", 0
+
+    async def commit(
+        self, groups: Sequence[Group], published: Sequence[int], guard: Claim | None = None
+    ) -> CommitResult:
+        await asyncio.sleep(0)
+        fail, self.fail = self.fail, ""
+        if fail == "before":
+            raise TransientError("the connection broke before the commit")
+        for claim in (*(g.claim for g in groups), *([guard] if guard else ())):
+            row = self.rows[claim.key]
+            moved = claim is not guard and row.sequence != claim.sequence
+            if row.token != claim.token or moved:
+                raise FencedError("another owner", claim.key.partition)
+        result = CommitResult()
+        for group in groups:
+            self._write(group, result)
+        for number in published:
+            self.outgoing.pop(number, None)
+        self._check()
+        if fail == "after":
+            raise TransientError("the connection broke after the commit")
+        return result
+
+    def _write(self, group: Group, result: CommitResult) -> None:
+        for batch in group.bars:
+            self._upsert(batch, result)
+        checkpoint, messages = group.finish([])
+        row = self.rows[group.claim.key]
+        row.checkpoint, row.sequence = checkpoint, row.sequence + 1
+        self.ledger += group.gaps
+        for message in messages:
+            self.ids += 1
+            self.keys[message.key] += 1
+            self.outgoing[self.ids] = group.claim.key, message
+            result.outbox.append(OutboxItem(self.ids, group.claim.key.partition, message))
+
+    def _upsert(self, batch: BarBatch, result: CommitResult) -> None:
+        found = oracle_bars(batch)
+        assert len(found) == len(batch), "a batch holds one bar twice"
+        for key, bar in found.items():
+            full, old = (batch.interval, key), self.kept.get((batch.interval, key))
+            healed = self.states.get(full) == "gap" and batch.state != "gap"
+            if old is None:
+                result.counts.inserted += 1
+            elif bits(old) == bits(bar) and not healed:
+                result.counts.unchanged += 1
+                continue
+            elif bar.trade_count < old.trade_count and not healed:
+                result.counts.kept += 1
+                continue
+            else:
+                result.counts.updated += 1
+            self.kept[full], self.states[full] = bar, batch.state
+
+    def _check(self) -> None:
+        stored = 0
+        for row in self.rows.values():
+            if row.checkpoint:
+                counts = decode_checkpoint(row.checkpoint).counts
+                assert counts.holds(), counts
+                stored += counts.stored
+        if self.base:
+            bars = [
+                b.trade_count for (interval, _), b in self.kept.items() if interval == self.base
+            ]
+            assert stored == sum(bars), (stored, bars)
+
+    async def outbox(self, group: str, topic: str, partition: int) -> list[OutboxItem]:
+        key = PartitionKey(group, topic, partition)
+        return [OutboxItem(i, partition, m) for i, (k, m) in self.outgoing.items() if k == key]
+
+    async def status(
+        self, group: str | None = None, topic: str | None = None
+    ) -> list[PartitionStatus]:
+        return [
+            PartitionStatus(k, r.token, r.owner, r.heartbeat, r.sequence, r.checkpoint)
+            for k, r in self.rows.items()
+            if k.group == (group or k.group) and k.topic == (topic or k.topic)
+        ]
+
+    async def forget(self, group: str, topic: str) -> None:
+        self.rows = {k: r for k, r in self.rows.items() if (k.group, k.topic) != (group, topic)}
+
+    async def bars(
+        self,
+        symbol: str | None = None,
+        interval: str | None = None,
+        provider: str | None = None,
+        start: int | None = None,
+        end: int | None = None,
+    ) -> pl.DataFrame:
+        raise NotImplementedError
+
+    async def close(self) -> None:
+        return
+
+
+class Crash(Exception):
+    """The process is dead: nothing that it calls does anything any more."""
+
+
+class Life:
+    """A process's life, measured in calls to the outside world.
+
+    Args:
+        calls: how many calls and answers it lives to see; endless if negative.
+        only: names of the methods whose calls count; all of them if empty.
+    """
+
+    def __init__(self, calls: int = -1, only: tuple[str, ...] = ()) -> None:
+        self.left, self._only = calls, only
+
+    def step(self, name: str) -> None:
+        """A call or its answer."""
+        if self.left == 0:
+            raise Crash
+        self.left -= not self._only or name in self._only
+
+
+class Mortal:
+    """A bus or store as one process sees it; it can die before a call, or before its answer."""
+
+    def __init__(self, inner: Any, life: Life) -> None:
+        self._inner, self._life = inner, life
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._inner, name)
+
+        async def call(*args: Any, **kwargs: Any) -> Any:
+            self._life.step(name)
+            answer = await method(*args, **kwargs)
+            self._life.step(name)
+            return answer
+
+        return call
