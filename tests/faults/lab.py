@@ -8,20 +8,31 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import yaml
+
+T = TypeVar("T")
 
 ROOT = Path(__file__).resolve().parents[2]
 EVENTS, BARS, LETTERS = "mdp.events", "mdp.bars", "mdp.dlq"
 BASE_MS, ALLOW_LATE_MS, HORIZON_MS = 2_000, 500, 5_000
 WINDOWS = ("2s", "10s")
+KILLS = int(os.environ.get("MDP_FAULT_RUNS", "6"))
+"""How many kills have to hit a live process."""
+_THOROUGH = KILLS >= 50
 _MDP = "from market_data_pipeline.cli import main; main()"
 _DOOMED = "from tests.faults.doomed import main; main()"
 _PAUSE_S = 0.01
+
+
+def cases(values: Sequence[T], few: int) -> Sequence[T]:
+    """All values in the long campaign, the first `few` of them otherwise."""
+    return values if _THOROUGH else values[:few]
 
 
 def wait_until(holds: Callable[[], object], what: str, seconds: float = 30.0) -> None:
@@ -56,6 +67,14 @@ class Worker:
             return False
         caught = re.search(r"^SigCgt:\s*([0-9a-f]+)$", status, re.M)
         return bool(caught and int(caught[1], 16) >> (signal.SIGTERM - 1) & 1)
+
+    def opened(self, folder: Path) -> bool:
+        """Whether it has a file under `folder` open."""
+        found = []
+        for link in Path(f"/proc/{self.process.pid}/fd").iterdir():
+            with suppress(FileNotFoundError):
+                found.append(link.readlink())
+        return any(path.is_relative_to(folder) for path in found)
 
     @property
     def output(self) -> str:

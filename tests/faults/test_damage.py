@@ -17,7 +17,7 @@ from market_data_core.intervals import parse_interval
 from market_data_core.testing.oracle import OracleBar, OracleEvent, batch_bars
 from market_data_pipeline.bus.embedded import EmbeddedBus
 from tests.faults import checks
-from tests.faults.lab import BARS, EVENTS, WINDOWS, Lab, Worker, wait_until
+from tests.faults.lab import BARS, EVENTS, WINDOWS, Lab, Worker, cases, wait_until
 from tests.faults.recordings import SYMBOLS, trades, write_recording
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(180)]
@@ -91,7 +91,7 @@ def _set_back(lab: Lab, topic: str, older: Path) -> None:
     shutil.copy(older, lab.topic_file(topic))
 
 
-@pytest.mark.parametrize("damage", [_remove, _empty, _swap, _set_back])
+@pytest.mark.parametrize("damage", cases([_remove, _set_back, _swap, _empty], 2))
 def test_a_live_log_that_was_lost(lab: Lab, damage: Damage) -> None:
     """Stored bars stay, what was read and not stored is counted, the hole is in the ledger."""
     lab.synthetic = _LIVE
@@ -146,8 +146,22 @@ def _later_bars(lab: Lab) -> dict[checks.StoredKey, OracleBar]:
     return found
 
 
-@pytest.mark.parametrize("when", ["half way", "at the end"])
-@pytest.mark.parametrize("damage", [_remove, _empty, _swap, _set_back])
+@pytest.mark.parametrize(
+    ("damage", "when"),
+    cases(
+        [
+            (_set_back, "half way"),
+            (_remove, "at the end"),
+            (_remove, "half way"),
+            (_set_back, "at the end"),
+            (_swap, "half way"),
+            (_swap, "at the end"),
+            (_empty, "half way"),
+            (_empty, "at the end"),
+        ],
+        2,
+    ),
+)
 def test_a_lane_whose_log_was_lost(lab: Lab, damage: Damage, when: str) -> None:
     """It is simply read again."""
     lab.block_rows, lab.micro_batch, lab.synthetic = 100, {"max_batch_size": 20}, _LIVE
@@ -236,7 +250,7 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return lab.path
 
 
-@pytest.mark.parametrize("harm", [_garbage, _foreign, _halved, _scrambled])
+@pytest.mark.parametrize("harm", cases([_foreign, _halved, _garbage, _scrambled], 2))
 @pytest.mark.parametrize("victim", ["store", EVENTS])
 def test_what_is_not_ours_is_left_alone(
     sound: Path, make_lab: Callable[..., Lab], harm: Callable[[Path], None], victim: str
@@ -271,7 +285,7 @@ def _full(worker: Worker) -> bool:
 
 
 @pytest.mark.parametrize("after", ["goes on", "starts again"])
-@pytest.mark.parametrize("file_bytes", [1_000, 20_000, 150_000, 300_000, 600_000])
+@pytest.mark.parametrize("file_bytes", cases([150_000, 1_000, 20_000, 300_000, 600_000], 1))
 def test_a_full_disk_is_waited_for(lab: Lab, file_bytes: int, after: str) -> None:
     lab.block_rows, lab.micro_batch = 400, {"max_batch_size": 50}
     lines = write_recording(lab.path / "rec.ndjson", 5, trades(5, 20_000, 60))

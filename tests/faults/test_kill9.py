@@ -6,7 +6,6 @@ seed it drew everything from.
 
 from __future__ import annotations
 
-import os
 import random
 import time
 from collections import Counter
@@ -16,7 +15,7 @@ from dataclasses import dataclass
 
 import pytest
 from tests.faults import checks
-from tests.faults.lab import BARS, EVENTS, Lab, Worker, wait_until
+from tests.faults.lab import BARS, EVENTS, KILLS, Lab, Worker, wait_until
 from tests.faults.recordings import START_NS, SYMBOLS, trades, write_recording
 
 from market_data_core.events import StreamEvent, format_ts
@@ -25,7 +24,6 @@ from market_data_core.testing.oracle import OracleEvent
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(600)]
 
-_KILLS = int(os.environ.get("MDP_FAULT_RUNS", "6"))
 _KILLS_PER_STORM = 10
 _CODECS = ("columnar", "json", "msgpack")
 _BOUNDARIES = (
@@ -59,7 +57,7 @@ def _doom(chance: random.Random) -> str:
     return f"{chance.choice(_BOUNDARIES)}:{int(2 ** chance.uniform(0, 5.5))}"
 
 
-@pytest.mark.parametrize(("seed", "kills"), _storms((_KILLS + 2) // 3, 1_000))
+@pytest.mark.parametrize(("seed", "kills"), _storms((KILLS + 2) // 3, 1_000))
 def test_run(
     seed: int,
     kills: int,
@@ -126,7 +124,7 @@ def _check_source(log: checks.Topic, source: list[StreamEvent]) -> None:
     assert found == {(event.symbol, event.seq) for event in source}
 
 
-@pytest.mark.parametrize(("seed", "kills"), _storms(_KILLS - (_KILLS + 2) // 3, 2_000))
+@pytest.mark.parametrize(("seed", "kills"), _storms(KILLS - (KILLS + 2) // 3, 2_000))
 def test_live(
     seed: int,
     kills: int,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -53,6 +54,8 @@ async def _tail(
 
     bus = open_bus(settings)
     try:
+        if follow:
+            await _wait_for(bus, settings, topic)
         info = await _topic(bus, topic)
         numbers = _partitions(info, partition)
         lines: list[tuple[tuple[int, int, int, int], bytes]] = []
@@ -69,6 +72,15 @@ async def _tail(
                 _output.write_lines(line for r in records for line in chosen.of(r))
     finally:
         await bus.close()
+
+
+async def _wait_for(bus: Bus, settings: Settings, name: str) -> None:
+    """A topic that a stage will create is waited for, so that tail can be started first."""
+    from market_data_pipeline.assembly import LETTERS_TOPIC
+
+    if name in (settings.bus.events_topic, settings.bus.bars_topic, LETTERS_TOPIC):
+        while await bus.find_topic(name) is None:
+            await asyncio.sleep(_FOLLOW_S)
 
 
 async def _topic(bus: Bus, name: str) -> TopicInfo:
