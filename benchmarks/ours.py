@@ -30,7 +30,8 @@ from market_data_pipeline.bus import codec
 from market_data_pipeline.flow import Flow
 from market_data_pipeline.providers.recording import open_recording
 from market_data_pipeline.windows.assigner import FOREVER, WindowSpec
-from market_data_pipeline.windows.stream import Collected, WindowStream
+from market_data_pipeline.windows.collected import Collected
+from market_data_pipeline.windows.stream import WindowStream
 
 _LIVE_S = float(os.environ.get("BENCH_LIVE_S", "20"))
 _MEMORY_S = float(os.environ.get("BENCH_MEMORY_S", "60"))

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import msgspec
 import pytest
-
-from market_data_core.events import StreamEvent
 from tests.faults import checks
 from tests.faults.lab import Lab
 from tests.faults.recordings import START_NS, trade, trades
+
+from market_data_core.events import StreamEvent
 
 pytestmark = [pytest.mark.faults]
 
@@ -48,7 +48,7 @@ BAD: dict[bytes, set[str]] = {
     _as_text("c", "NaN"): {"malformed", "not_finite"},
     _as_text("h", "Infinity"): {"malformed", "not_finite"},
     _as_text("o", "-Infinity"): {"malformed", "not_finite"},
-    _as_text("h", "1e999"): {"malformed", "not_finite"},
+    _as_text("h", "1e999"): {"bad_type", "malformed", "not_finite"},
     _line(v=-1.0): {"negative"},
     _line(o=-1.0, h=-1.0, l=-1.0, c=-1.0): {"negative"},
     _line(h=10.0, l=11.0): {"high_below_low"},

@@ -11,14 +11,14 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from tests.faults import checks
+from tests.faults.lab import BARS, EVENTS, WINDOWS, Lab, Worker, cases, wait_until
+from tests.faults.recordings import SYMBOLS, trades, write_recording
 
 from market_data_core.events import parse_ts
 from market_data_core.intervals import parse_interval
 from market_data_core.testing.oracle import OracleBar, OracleEvent, batch_bars
 from market_data_pipeline.bus.embedded import EmbeddedBus
-from tests.faults import checks
-from tests.faults.lab import BARS, EVENTS, WINDOWS, Lab, Worker, cases, wait_until
-from tests.faults.recordings import SYMBOLS, trades, write_recording
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(180)]
 
@@ -268,13 +268,17 @@ def test_what_is_not_ours_is_left_alone(
     if victim == "store":
         commands += [("run", str(lab.path / "rec.ndjson")), ("bars", "S01")]
     else:
-        commands.append((*_FEED, "--for", "1s"))
-    for command in commands:
+        commands += [(*_FEED, "--for", "1s"), ("stream", "tail")]
+    for command in (*commands, ("verify",)):
         output = lab.run(*command, code=1)
         errors = [line for line in output.splitlines() if line.startswith("error: ")]
         assert len(errors) == 1, output
         assert path.name in errors[0]
         assert path.read_bytes() == before
+    failed = [x for x in lab.run("doctor", code=1).splitlines() if x.startswith("fail ")]
+    assert len(failed) == 1
+    assert path.name in failed[0]
+    assert path.read_bytes() == before
 
 
 # ---- a full disk ---------------------------------------------------------------------------

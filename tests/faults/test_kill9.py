@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 from tests.faults import checks
@@ -84,7 +85,7 @@ def test_run(
         log = checks.read_topic(lab, topic)
         assert sum(log.received) == lines
         _check_source(log, source)
-    expected = {}
+    expected: dict[Any, Any] = {}
     for topic in checks.lane_topics(lab):
         expected |= checks.check_topic(lab, topic)
     assert checks.stored_bars(lab) == expected

@@ -10,7 +10,6 @@ import sys
 from contextlib import closing
 
 import pytest
-
 from tests.faults import checks
 from tests.faults.lab import BARS, EVENTS, ROOT, Lab, Worker, cases, wait_until
 from tests.faults.recordings import SYMBOLS, trades, write_recording
@@ -122,7 +121,9 @@ _KINDS = ("produce", "micro-batch", "tail")
 _ORDERS = list(itertools.permutations(range(3)))
 
 
-@pytest.mark.parametrize(("starting", "stopping"), cases(list(zip(_ORDERS, _ORDERS[::-1], strict=True))[::-1], 2))
+@pytest.mark.parametrize(
+    ("starting", "stopping"), cases(list(zip(_ORDERS, _ORDERS[::-1], strict=True))[::-1], 2)
+)
 def test_any_order(lab: Lab, starting: tuple[int, ...], stopping: tuple[int, ...]) -> None:
     """The stages start and stop in any order, each when the one before is at work."""
     lab.synthetic = _LIVE

@@ -164,13 +164,13 @@ class MemoryStore:
     """Implements the contract of a store; at every commit the equation has to hold.
 
     Attributes:
-        fail: what happens to the next commit: "before" (not done) or "after" (done, answer lost).
+        fails: what happens to the next commits: "before" (not done), "after" (done, answer lost).
         base: interval whose trade counts have to add up to `stored`; "" for no check.
     """
 
     clock: ManualClock
     base: str = ""
-    fail: str = ""
+    fails: list[str] = field(default_factory=list)
     rows: dict[PartitionKey, _Row] = field(default_factory=dict)
     members: dict[tuple[str, str, str], int] = field(default_factory=dict)
     kept: StoredBars = field(default_factory=dict)
@@ -218,7 +218,7 @@ class MemoryStore:
         self, groups: Sequence[Group], published: Sequence[int], guard: Claim | None = None
     ) -> CommitResult:
         await asyncio.sleep(0)
-        fail, self.fail = self.fail, ""
+        fail = self.fails.pop(0) if self.fails and groups else ""
         if fail == "before":
             raise TransientError("the connection broke before the commit")
         for claim in (*(g.claim for g in groups), *([guard] if guard else ())):

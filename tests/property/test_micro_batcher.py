@@ -18,7 +18,6 @@ from tests.property._harness import (
     LETTERS,
     MAX_FUTURE_NS,
     PARTITIONS,
-    Lanes,
     World,
     assert_same,
     batcher_settings,
@@ -30,6 +29,7 @@ from tests.property._harness import (
     mark_entry,
     total_counts,
 )
+from tests.property._lanes import Lanes
 from tests.property._memory import Crash, Life, Mortal, StoredBars
 
 from market_data_core.bars import VALUE_COLUMNS

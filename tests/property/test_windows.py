@@ -21,7 +21,8 @@ from market_data_core.testing.oracle import (
 from market_data_core.testing.strategies import cuts, logs, to_batches
 from market_data_pipeline.windows.assigner import FOREVER, WindowSpec
 from market_data_pipeline.windows.checkpoint import StreamState
-from market_data_pipeline.windows.stream import Collected, WindowStream
+from market_data_pipeline.windows.collected import Collected
+from market_data_pipeline.windows.stream import WindowStream
 
 INTERVALS_MS = ((1_000,), (1_000, 2_000, 5_000), (2_000, 3_000), (500, 60_000), (700, 2_100))
 

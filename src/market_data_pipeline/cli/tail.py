@@ -79,7 +79,7 @@ async def _wait_for(bus: Bus, settings: Settings, name: str) -> None:
     from market_data_pipeline.assembly import LETTERS_TOPIC
 
     if name in (settings.bus.events_topic, settings.bus.bars_topic, LETTERS_TOPIC):
-        while await bus.find_topic(name) is None:
+        while await bus.find_topic(name) is None:  # noqa: ASYNC110  (another process makes it)
             await asyncio.sleep(_FOLLOW_S)
 
 

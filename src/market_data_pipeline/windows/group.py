@@ -16,7 +16,8 @@ from market_data_core.events import REASONS, EventBatch, Rejected
 from market_data_core.intervals import format_interval
 from market_data_core.records import Record
 from market_data_pipeline.windows.checkpoint import Checkpoint
-from market_data_pipeline.windows.stream import Closed, WindowStream
+from market_data_pipeline.windows.collected import Closed
+from market_data_pipeline.windows.stream import WindowStream
 
 _LETTERS_PER_MESSAGE = 1_000
 _LETTER_BYTES_PER_MESSAGE = 8 << 20

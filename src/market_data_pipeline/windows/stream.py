@@ -7,17 +7,14 @@ only on the events and marks it was handed, in their order.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from math import gcd
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from market_data_core.errors import UsageError
 from market_data_core.events import EventBatch, code_dtype
 from market_data_core.intervals import format_interval
 from market_data_pipeline.windows.aggregate import (
-    Bars,
     Events,
     Index,
     Ordered,
@@ -34,76 +31,16 @@ from market_data_pipeline.windows.assigner import (
     window_keys,
 )
 from market_data_pipeline.windows.checkpoint import StreamState, pack_bars, unpack_bars
+from market_data_pipeline.windows.collected import (
+    Block,
+    Collected,
+    Part,
+    block_of,
+    fresh_events,
+    hand_out,
+)
+from market_data_pipeline.windows.in_use import IntervalsInUse
 from market_data_pipeline.windows.wide import WideWindows
-
-
-@dataclass(slots=True)
-class _Part:
-    """Events of one record that wait for their window.
-
-    Attributes:
-        position: log offset; -1 if they are not from our log.
-        before: watermark before the record was read.
-    """
-
-    events: Events
-    position: int
-    before: int = NEVER
-
-
-@dataclass(slots=True)
-class _Block:
-    """Distinct events of closed windows in total order.
-
-    Attributes:
-        position: lowest log offset they came from, -1 if none is ours.
-        last: greatest src_ts inside.
-    """
-
-    events: Events
-    position: int
-    last: int
-
-
-def _block(events: Events, parts: list[_Part]) -> _Block:
-    position = min((p.position for p in parts if p.position >= 0), default=-1)
-    return _Block(events, position, int(events.ts.max()))
-
-
-@dataclass(frozen=True, slots=True)
-class Closed:
-    """Bars of windows that closed, or that a late event restated.
-
-    Attributes:
-        length_ns: length of the windows.
-        bars: the bars.
-        fresh: shape (n,), int64, own events that count in a base bar for the first time; 0 for
-            wider bars.
-        revised: whether they replace an earlier version.
-    """
-
-    length_ns: int
-    bars: Bars
-    fresh: NDArray[np.int64]
-    revised: bool
-
-
-@dataclass(slots=True)
-class Collected:
-    """What closing and restating gave.
-
-    Attributes:
-        bars: in the order in which they were decided.
-        stored: own events that newly count in a base bar.
-        deduplicated: own events found to be copies of an earlier one.
-        conflicts: own events found to contradict an earlier one of the same key, and the log
-            offset each came from.
-    """
-
-    bars: list[Closed] = field(default_factory=list)
-    stored: int = 0
-    deduplicated: int = 0
-    conflicts: list[tuple[Events, int]] = field(default_factory=list)
 
 
 class WindowStream:
@@ -133,13 +70,13 @@ class WindowStream:
         self.wide = WideWindows(spec.base_ns, spec.wide_ns, settled)
         # up to here everything is in settled rows; it follows the final watermark at each collect
         self._settled_to = min(self.final, self.closed)
-        self._since = self._in_use_since(state)
+        self._in_use = IntervalsInUse(spec, state, max(self._settled_to, self.closed))
         self._replayed = state.replay
         self._maps: dict[tuple[str, ...], Index] = {}
-        self._pending: list[_Part] = []
-        self._late: list[_Part] = []
-        self._restored: list[_Part] = []
-        self._blocks: list[_Block] = []
+        self._pending: list[Part] = []
+        self._late: list[Part] = []
+        self._restored: list[Part] = []
+        self._blocks: list[Block] = []
 
     @property
     def final(self) -> int:
@@ -160,45 +97,10 @@ class WindowStream:
             paused=self.paused,
             replay=self._replay_from(),
             intervals=list(self.spec.intervals_ns),
-            since=self._since,
+            since=self._in_use.since,
             symbols=list(self.symbols) if settled else [],
             settled=settled,
         )
-
-    def _in_use_since(self, state: StreamState) -> dict[int, int]:
-        """From where on each interval gives bars: one that is new begins with a whole window.
-
-        Raises:
-            UsageError: the new base window does not fit into the old one.
-        """
-        known = state.intervals
-        if not known or self.closed == NEVER:
-            return {}
-        old, base = gcd(*known), self.spec.base_ns
-        if old % base:
-            before, now = format_interval(old), format_interval(base)
-            msg = (
-                f"{state.provider}: windows were multiples of {before} so far and cannot become "
-                f"multiples of {now}; keep {before} among micro_batch.windows, or use another "
-                "consumer group and store"
-            )
-            raise UsageError(msg)
-        since = {n: at for n, at in state.since.items() if n in self.spec.intervals_ns}
-        for length in set(self.spec.intervals_ns) - set(known):
-            since[length] = -(-max(self._settled_to, self.closed) // length) * length
-        return since
-
-    def _asked_for(self, closed: Closed) -> Closed | None:
-        """`closed` without windows that nobody asked for, or that began before somebody did."""
-        if closed.length_ns not in self.spec.intervals_ns:
-            return None  # the base of 2s and 3s is 1s, which is nobody's interval
-        if not self._since:
-            return closed
-        keep = closed.bars.start >= self._since.get(closed.length_ns, NEVER)
-        if keep.all():
-            return closed
-        left = replace(closed, bars=closed.bars.take(keep), fresh=closed.fresh[keep])
-        return left if len(left.bars) else None
 
     def _replay_from(self) -> int:
         """Watermark before the first record that is read again; NEVER if F alone decides."""
@@ -281,7 +183,7 @@ class WindowStream:
         if int(ts.min()) < self.final_at(greatest):
             late, events = self._split_late(events, watermark)
         if len(events):
-            self._place(_Part(events, position, watermark), self._late)
+            self._place(Part(events, position, watermark), self._late)
         return late
 
     def _split_late(self, events: Events, watermark: int) -> tuple[Index, Events]:
@@ -303,7 +205,7 @@ class WindowStream:
             events = self._split_late(events, before)[1]
         keep = events.ts >= self._settled_to
         if keep.any():
-            self._place(_Part(events.take(keep), position, before), self._restored)
+            self._place(Part(events.take(keep), position, before), self._restored)
 
     def restore_mark(self, watermark: int) -> None:
         """Follow the watermark of what is read again."""
@@ -328,9 +230,9 @@ class WindowStream:
         events = replace(self._events(batch), own=np.zeros(len(batch), bool))
         keep = events.ts >= self._settled_to
         if keep.any():
-            self._place(_Part(events.take(keep), -1), self._restored)
+            self._place(Part(events.take(keep), -1), self._restored)
 
-    def _place(self, part: _Part, closed: list[_Part]) -> None:
+    def _place(self, part: Part, closed: list[Part]) -> None:
         """Sort into open windows and `closed` ones."""
         below = part.events.ts < self.closed
         if below.any():
@@ -401,7 +303,7 @@ class WindowStream:
         if closing > self.closed:
             self._close(closing, out)
         self._settle()
-        out.bars = [c for c in map(self._asked_for, out.bars) if c]
+        out.bars = [c for c in map(self._in_use.of, out.bars) if c]
         return out
 
     def _settle(self) -> None:
@@ -418,7 +320,7 @@ class WindowStream:
         parts.sort(key=lambda part: part.events.own is None)
         ordered = order_events(concat_events([p.events for p in parts]))
         self.wide.keep(bars_of(ordered.events, self.spec.base_ns))
-        self._blocks.append(_block(ordered.events, parts))
+        self._blocks.append(block_of(ordered.events, parts))
 
     def _close(self, closing: int, out: Collected) -> None:
         before, self.closed = self.closed, closing
@@ -436,11 +338,11 @@ class WindowStream:
             parts.sort(key=lambda part: part.events.own is None)
             ordered, stored = self._decide(parts, 0, out)
             base = bars_of(ordered.events, self.spec.base_ns)
-            _emit(self.spec.base_ns, base, _fresh(base, stored), False, out)
+            hand_out(self.spec.base_ns, base, fresh_events(base, stored), False, out)
             self.wide.keep(base)
-            self._blocks.append(_block(ordered.events, parts))
+            self._blocks.append(block_of(ordered.events, parts))
         for length, bars in self.wide.closed(before, closing):
-            _emit(length, bars, np.zeros(len(bars), np.int64), False, out)
+            hand_out(length, bars, np.zeros(len(bars), np.int64), False, out)
 
     def _restate(self, out: Collected) -> None:
         late, self._late = self._late, []
@@ -451,27 +353,27 @@ class WindowStream:
         for block in self._blocks:
             at = np.isin(window_keys(block.events.codes, block.events.ts, base), keys)
             if at.any():
-                known.append(_Part(block.events.take(at), -1))
+                known.append(Part(block.events.take(at), -1))
         already = sum(len(p.events) for p in known)
         ordered, stored = self._decide([*known, *late], already, out)
         added = ordered.arrival >= already
         if not added.any():
             return
         new = ordered.events.take(added)
-        self._blocks.append(_block(new, late))
+        self._blocks.append(block_of(new, late))
         bars = bars_of(ordered.events, base)
-        counted = _fresh(bars, stored)
+        counted = fresh_events(bars, stored)
         touched = np.isin(
             window_keys(bars.codes, bars.start, base), window_keys(new.codes, new.ts, base)
         )
         bars = bars.take(touched)
-        _emit(base, bars, counted[touched], True, out)
+        hand_out(base, bars, counted[touched], True, out)
         self.wide.keep(bars)
         for length, wide in self.wide.restated(bars, self.closed):
-            _emit(length, wide, np.zeros(len(wide), np.int64), True, out)
+            hand_out(length, wide, np.zeros(len(wide), np.int64), True, out)
 
     def _decide(
-        self, parts: list[_Part], already: int, out: Collected
+        self, parts: list[Part], already: int, out: Collected
     ) -> tuple[Ordered, NDArray[np.bool_]]:
         """Order the parts' events and count the own ones among those from `already` on.
 
@@ -493,22 +395,3 @@ class WindowStream:
                 part = parts[int(np.searchsorted(ends, i, side="right"))]
                 out.conflicts.append((events.take(np.array([i])), part.position))
         return ordered, stored
-
-
-def _fresh(bars: Bars, stored: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """How many of each bar's events are marked in `stored`, which is in the bars' order."""
-    if stored.all():
-        return bars.count
-    ends = np.cumsum(bars.count)
-    return np.add.reduceat(stored.astype(np.int64), ends - bars.count)
-
-
-def _emit(
-    length_ns: int, bars: Bars, fresh: NDArray[np.int64], revised: bool, out: Collected
-) -> None:
-    """Hand out the bars that are ours to write."""
-    mine = bars.own > 0
-    if mine.all():
-        out.bars.append(Closed(length_ns, bars, fresh, revised))
-    elif mine.any():
-        out.bars.append(Closed(length_ns, bars.take(mine), fresh[mine], revised))

@@ -396,5 +396,5 @@ async def test_folding_survives_a_topic_that_was_dropped(
     await bus.append("other", [Entry(0, bytes(100_000), 1)])
     other = path.with_name("other.db")
     async with asyncio.timeout(20):
-        while other.stat().st_size < 100_000:  # noqa: ASYNC110  (a file tells nobody)
+        while other.stat().st_size < 100_000:
             await asyncio.sleep(0.001)

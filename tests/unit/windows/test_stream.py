@@ -8,7 +8,8 @@ import pytest
 from market_data_core.errors import UsageError
 from market_data_core.events import EventBatch, make_batch
 from market_data_pipeline.windows.assigner import FOREVER, WindowSpec
-from market_data_pipeline.windows.stream import Collected, WindowStream
+from market_data_pipeline.windows.collected import Collected
+from market_data_pipeline.windows.stream import WindowStream
 
 S = 10**9
 T = 1_700_000_000 * S
