@@ -41,6 +41,7 @@ def _drain(lab: Lab) -> None:
     assert checks.stored_bars(lab) == checks.check_topic(lab, EVENTS)
     checks.check_published(lab, [BARS])
     checks.check_files(lab)
+    assert "no difference" in lab.run("verify").splitlines()
 
 
 @pytest.mark.parametrize("number", cases(_NUMBERS[::-1], 1))

@@ -14,6 +14,7 @@ from market_data_core.contracts.store import Claim, CommitResult, Group
 from market_data_core.deadletters import decode_letters
 from market_data_core.events import make_batch
 from market_data_core.intervals import NS_PER_MS, NS_PER_S
+from market_data_core.partitioning import partition_of
 from market_data_core.records import Entry, TopicInfo
 from market_data_core.testing.oracle import batch_bars, oracle_events
 from market_data_pipeline.bus import codec
@@ -27,6 +28,10 @@ from market_data_store.backends.sqlite import SqliteStore
 
 EVENTS, BARS, LETTERS, GROUP = "mdp.events", "mdp.bars", "mdp.dlq", "g"
 START = 1_761_314_520 * NS_PER_S
+SYMBOLS = tuple(
+    next(s for s in ("SPY", "AAPL", "MSFT", "QQQ", "IBM", "GE") if partition_of(s, 2) == p)
+    for p in (0, 1)
+)
 SPEC = WindowSpec((2 * NS_PER_S, 10 * NS_PER_S), 500 * NS_PER_MS, 5 * NS_PER_S)
 
 
@@ -77,7 +82,7 @@ async def _fill(bus: EmbeddedBus) -> TopicInfo:
     for topic, partitions in ((BARS, 2), (LETTERS, 1)):
         await bus.create_topic(topic, partitions)
     for second in range(40):
-        for symbol, partition in (("SPY", _partition("SPY")), ("AAPL", _partition("AAPL"))):
+        for partition, symbol in enumerate(SYMBOLS):
             rows = [*range(10), 9]
             if second == 39:
                 rows.append(-380)  # more than the horizon ago
@@ -93,12 +98,6 @@ async def _fill(bus: EmbeddedBus) -> TopicInfo:
             entry = Entry(partition, codec.encode_columns(batch), len(batch), "p", *span)
             await bus.append(EVENTS, [entry])
     return info
-
-
-def _partition(symbol: str) -> int:
-    from market_data_core.partitioning import partition_of
-
-    return partition_of(symbol, 2)
 
 
 def _batcher(pair: Opened, info: TopicInfo, member: str, poll_bytes: int) -> MicroBatcher:
@@ -151,10 +150,8 @@ async def test_the_next_owner_finishes_what_was_begun(
     assert sum(c.received for c in counts) == 2 * (40 * 11 + 1)
     assert sum(c.late for c in counts) == 2
     letters = await _all(bus, LETTERS, 1)
-    assert sorted((x.symbol, x.reason) for p in letters for x in decode_letters(p)) == [
-        ("AAPL", "late"),
-        ("SPY", "late"),
-    ]
+    found = {(x.symbol, x.reason) for payload in letters for x in decode_letters(payload)}
+    assert found == {(symbol, "late") for symbol in SYMBOLS}
     await _check_bars(bus, store)
     keys = await _all(bus, BARS, 2)
     assert len(keys) == len(set(keys))

@@ -1,134 +1,147 @@
-"""Real trades through ``mdp run`` into the store, against bars worked out by hand.
-
-The recorded messages are read with ``json`` and summed with ``decimal`` here, which has nothing in
-common with the platform's own way.
-"""
+"""Real recorded trades, through the command line, against a computation straight from the files."""
 
 from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
-import msgspec
 import pytest
-from tests.faults import checks
-from tests.faults.lab import Lab
+from tests.integration.conftest import Deployment, new_deployment
 
-from market_data_core.intervals import NS_PER_MS, parse_interval
-from market_data_core.testing.oracle import OracleBar
+from market_data_core.intervals import parse_interval
+from market_data_core.testing.oracle import OracleEvent, batch_bars
 
-pytestmark = pytest.mark.timeout(180)
-
-_WINDOWS = ("1s", "2s", "1m", "5m")
-_SPOT = ("spot_btcusdt_20240808", "spot_ethusdt_20240808", "spot_btcusdt_20240809")
-_FUTURES = ("usdm_ethusdt_20240808",)
+FILES = ("spot_btcusdt_20240808", "spot_btcusdt_20240809", "spot_ethusdt_20240808")
 
 
-@dataclass
-class _Window:
-    """The trades of one window; first and last by time, then by trade id."""
-
-    first: tuple[int, int, Decimal] | None = None
-    last: tuple[int, int, Decimal] | None = None
-    prices: list[Decimal] = field(default_factory=list)
-    volume: Decimal = Decimal(0)
-    notional: Decimal = Decimal(0)
-
-    def add(self, time: int, number: int, price: Decimal, size: Decimal) -> None:
-        trade = (time, number, price)
-        self.first = min(self.first or trade, trade)
-        self.last = max(self.last or trade, trade)
-        self.prices.append(price)
-        self.volume += size
-        self.notional += price * size
-
-    def bar(self) -> OracleBar:
-        assert self.first is not None
-        assert self.last is not None
-        volume = float(self.volume)
-        return OracleBar(
-            float(self.first[2]),
-            float(max(self.prices)),
-            float(min(self.prices)),
-            float(self.last[2]),
-            volume,
-            float(self.notional) / volume if volume else None,
-            len(self.prices),
-        )
+def paths(recorded_data: Path, names: Iterable[str] = FILES) -> list[Path]:
+    return [recorded_data / "binance" / f"{name}.ndjson.gz" for name in names]
 
 
-def _trades(path: Path) -> Iterator[tuple[str, int, int, Decimal, Decimal]]:
-    """Symbol, time in ms, id, price and size of every message."""
-    with gzip.open(path, "rt") as lines:
-        for line in lines:
-            trade = json.loads(line.split(" ", 1)[1])["data"]
-            yield trade["s"], trade["T"], trade["t"], Decimal(trade["p"]), Decimal(trade["q"])
-
-
-def _bars(provider: str, files: list[Path]) -> dict[checks.StoredKey, OracleBar]:
-    windows: dict[checks.StoredKey, _Window] = {}
+def trades(files: Iterable[Path], provider: str) -> Iterator[OracleEvent]:
+    """The files' trades, read without any of the product's code."""
     for file in files:
-        for symbol, time, number, price, size in _trades(file):
-            for interval in _WINDOWS:
-                length = parse_interval(interval) // NS_PER_MS
-                key = provider, symbol, interval, time // length * length * NS_PER_MS
-                windows.setdefault(key, _Window()).add(time, number, price, size)
-    return {key: window.bar() for key, window in windows.items()}
+        for line in gzip.decompress(file.read_bytes()).splitlines():
+            data = json.loads(line.split(b" ", 1)[1])["data"]
+            price, size = float(data["p"]), float(data["q"])
+            ts = int(data["T"]) * 1_000_000
+            yield OracleEvent(provider, data["s"], ts, data["t"], price, price, price, price, size)
 
 
-@pytest.fixture(scope="module")
-def lab(tmp_path_factory: pytest.TempPathFactory, recorded_data: Path) -> Lab:
-    """Spot and futures, each under its own name."""
-    lab = Lab(tmp_path_factory.mktemp("roundtrip"), windows=_WINDOWS)
-    for name, files in (("binance_spot", _SPOT), ("binance_usdm", _FUTURES)):
-        output = lab.run("run", *_paths(recorded_data, files), "--as", name)
-        assert " 0 open" in output
-    return lab
+def expected(events: Iterable[OracleEvent], *intervals: str) -> list[Any]:
+    known = list(events)
+    rows = [
+        (provider, symbol, interval, ts, *values(bar))
+        for interval in intervals
+        for (provider, symbol, ts), bar in batch_bars(known, parse_interval(interval)).items()
+    ]
+    return sorted(rows)
 
 
-def _paths(folder: Path, names: tuple[str, ...]) -> list[str]:
-    return [str(folder / "binance" / f"{name}.ndjson.gz") for name in names]
+def values(bar: Any) -> tuple[Any, ...]:
+    return (bar.open, bar.high, bar.low, bar.close, bar.volume, bar.vwap, bar.trade_count)
 
 
-def test_every_bar_is_exact(lab: Lab, recorded_data: Path) -> None:
-    expected = _bars("binance_spot", [Path(p) for p in _paths(recorded_data, _SPOT)])
-    expected |= _bars("binance_usdm", [Path(p) for p in _paths(recorded_data, _FUTURES)])
-    assert len(expected) > 500
-    assert checks.stored_bars(lab) == expected
+def test_real_trades_become_the_bars_that_the_file_gives(
+    recorded_data: Path, deployment: Deployment
+) -> None:
+    files = paths(recorded_data)
+    said = deployment.ok("run", *files, "--as", "spot", "--window", "1s,2s,1m,5m")
+    assert deployment.bars() == expected(trades(files, "spot"), "1s", "2s", "1m", "5m")
+    assert "26,010 received = 26,010 stored" in said
+    assert "no difference" in deployment.ok("verify")
 
 
-def test_every_trade_is_accounted_for(lab: Lab, recorded_data: Path) -> None:
-    lines = 0
-    for path in _paths(recorded_data, (*_SPOT, *_FUTURES)):
-        with gzip.open(path, "rb") as file:
-            lines += sum(1 for _ in file)
-    counts = [checks.total_counts(lab, topic) for topic in checks.lane_topics(lab)]
-    assert all(c.holds() for c in counts)
-    assert sum(c.received for c in counts) == sum(c.stored for c in counts) == lines
+def by_hand(files: Iterable[Path], provider: str, interval: str) -> list[Any]:
+    """The bars from the messages' own decimals, with none of the reference's code either."""
+    windows: dict[tuple[str, int], list[tuple[int, int, Decimal, Decimal]]] = {}
+    length = parse_interval(interval) // 1_000_000
+    for file in files:
+        for line in gzip.decompress(file.read_bytes()).splitlines():
+            data = json.loads(line.split(b" ", 1)[1])["data"]
+            trade = (data["T"], data["t"], Decimal(data["p"]), Decimal(data["q"]))
+            windows.setdefault((data["s"], data["T"] // length * length), []).append(trade)
+    rows = []
+    for (symbol, start), found in windows.items():
+        found.sort()
+        prices = [price for _, _, price, _ in found]
+        volume = float(sum((size for *_, size in found), Decimal(0)))
+        notional = float(sum((price * size for *_, price, size in found), Decimal(0)))
+        ohlc = (float(p) for p in (prices[0], max(prices), min(prices), prices[-1]))
+        vwap = notional / volume if volume else None
+        key = (provider, symbol, interval, start * 1_000_000)
+        rows.append((*key, *ohlc, volume, vwap, len(found)))
+    return sorted(rows)
 
 
-def test_the_same_files_again_change_nothing(lab: Lab, recorded_data: Path) -> None:
-    tables = ("bars_ohlcv", "bars_ohlcv_history")
-    before = [checks.query(lab.store_file, f"SELECT * FROM {table}") for table in tables]
-    output = lab.run("run", *_paths(recorded_data, _SPOT[::-1]), "--as", "binance_spot")
-    assert "no row changed" in output
-    assert " 0 inserted, 0 updated" in output
-    assert [checks.query(lab.store_file, f"SELECT * FROM {table}") for table in tables] == before
+def test_bars_worked_out_by_hand(recorded_data: Path, deployment: Deployment) -> None:
+    """Sums of the vendor's decimal texts, rounded once, are what is stored, to the last bit."""
+    files = paths(recorded_data, [*FILES, "spot_ethusdt_20240809"])
+    deployment.ok("run", *files, "--as", "spot", "--window", "2s,1m")
+    assert deployment.bars() == sorted(
+        [*by_hand(files, "spot", "1m"), *by_hand(files, "spot", "2s")]
+    )
 
 
-def test_verify_finds_no_difference(lab: Lab) -> None:
-    lab.run("verify")
+def test_the_same_command_again_changes_no_row(recorded_data: Path, deployment: Deployment) -> None:
+    files = paths(recorded_data)
+    deployment.ok("run", *files, "--as", "spot")
+    before = deployment.query("SELECT * FROM bars_ohlcv")
+    for order in (files, files[::-1]):
+        said = deployment.ok("run", *order, "--as", "spot")
+        assert f"0 inserted, 0 updated, {len(before)} unchanged" in said.replace(",", ",")
+        assert "no row changed" in said
+    assert deployment.query("SELECT * FROM bars_ohlcv") == before
+    assert deployment.query("SELECT count(*) FROM bars_ohlcv_history") == [(0,)]
 
 
-def test_bars_are_shown_as_stored(lab: Lab) -> None:
-    command = ("bars", "btcusdt", "--interval", "2s", "--provider", "binance_spot")
-    text = lab.run(*command, "--format", "json").strip()
-    rows = msgspec.json.decode(b"[" + text.strip("[]").replace("}\n{", "},{").encode() + b"]")
-    stored = [b for k, b in checks.stored_bars(lab).items() if k[1:3] == ("BTCUSDT", "2s")]
-    assert [row["volume"] for row in rows] == [bar.volume for bar in stored]
-    assert [row["vwap"] for row in rows] == [bar.vwap for bar in stored]
-    assert {row["provider"] for row in rows} == {"binance_spot"}
+def test_spot_and_futures_stay_apart(recorded_data: Path, deployment: Deployment) -> None:
+    spot = paths(recorded_data, ["spot_ethusdt_20240808"])
+    futures = paths(recorded_data, ["usdm_ethusdt_20240808"])
+    deployment.ok("run", *spot, "--as", "spot")
+    deployment.ok("run", *futures, "--as", "usdm")
+    both = [*trades(spot, "spot"), *trades(futures, "usdm")]
+    assert deployment.bars() == expected(both, "2s")
+    assert (
+        deployment.ok("bars", "ethusdt", "--format", "csv").count("\n")
+        == len(deployment.bars()) + 1
+    )
+
+
+def test_standard_input_is_a_recording(recorded_data: Path, deployment: Deployment) -> None:
+    (file,) = paths(recorded_data, ["spot_ethusdt_20240808"])
+    data = gzip.decompress(file.read_bytes())
+    deployment.ok("run", "-", "--as", "spot", stdin=data)
+    assert deployment.bars() == expected(trades([file], "spot"), "2s")
+
+
+@pytest.mark.parametrize("apart", [(0, 1), (1, 0)])
+def test_recordings_that_meet_inside_a_window_give_whole_bars(
+    recorded_data: Path, tmp_path: Path, apart: tuple[int, int]
+) -> None:
+    """One day's file ends and the next begins within a 1m and a 5m window."""
+    files = paths(recorded_data, FILES[:2])
+    one = new_deployment(tmp_path, "apart")
+    for i in apart:
+        one.ok("run", files[i], "--as", "spot", "--window", "1s,1m,5m")
+    assert one.bars() == expected(trades(files, "spot"), "1s", "1m", "5m")
+    assert "no difference" in one.ok("verify")
+
+
+def test_recordings_that_overlap_count_each_trade_once(
+    recorded_data: Path, deployment: Deployment, tmp_path: Path
+) -> None:
+    (file,) = paths(recorded_data, ["spot_btcusdt_20240808"])
+    lines = gzip.decompress(file.read_bytes()).splitlines(keepends=True)
+    for name, part in (("a", lines[:6_000]), ("b", lines[4_000:])):
+        (tmp_path / name).write_bytes(b"".join(part))
+        deployment.ok("run", tmp_path / name, "--as", "spot", "--window", "2s,1m")
+    assert deployment.bars() == expected(trades([file], "spot"), "1m", "2s")
+    total = json.loads(deployment.ok("conservation", "--format", "json"))
+    stored = sum(row["stored"] for row in total if row["topic"] != "total")
+    assert stored == len(lines)
+    assert "no difference" in deployment.ok("verify")
