@@ -112,9 +112,14 @@ def _single(event: StreamEvent, record: Record) -> LogItem:
 
 
 def query(path: Path, sql: str) -> list[tuple[object, ...]]:
-    """Rows of one of the deployment's files."""
+    """Rows of one of the deployment's files; none while its tables are still being made."""
     with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as db:
-        return db.execute(sql).fetchall()
+        try:
+            return db.execute(sql).fetchall()
+        except sqlite3.OperationalError as error:
+            if "no such table" not in str(error):
+                raise
+            return []
 
 
 def stored_bars(lab: Lab) -> dict[StoredKey, OracleBar]:

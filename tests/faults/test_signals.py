@@ -28,7 +28,7 @@ def _received(lab: Lab, topic: str) -> int:
 
 
 def _some_events(lab: Lab) -> bool:
-    return lab.topic_file(EVENTS).exists() and _received(lab, EVENTS) > 500
+    return lab.topic_file(EVENTS).exists() and _received(lab, EVENTS) > 2_000
 
 
 def _drain(lab: Lab) -> None:
