@@ -112,7 +112,9 @@ def _single(event: StreamEvent, record: Record) -> LogItem:
 
 
 def query(path: Path, sql: str) -> list[tuple[object, ...]]:
-    """Rows of one of the deployment's files; none while its tables are still being made."""
+    """Rows of one of the deployment's files; none while the file or the table is not there yet."""
+    if not path.exists():
+        return []
     with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as db:
         try:
             return db.execute(sql).fetchall()
@@ -120,6 +122,12 @@ def query(path: Path, sql: str) -> list[tuple[object, ...]]:
             if "no such table" not in str(error):
                 raise
             return []
+
+
+def number(path: Path, sql: str) -> int:
+    """The one number that a query gives; 0 if there is none."""
+    rows = query(path, sql)
+    return int(str(rows[0][0] or 0)) if rows else 0
 
 
 def stored_bars(lab: Lab) -> dict[StoredKey, OracleBar]:

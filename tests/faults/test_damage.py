@@ -43,16 +43,11 @@ def _catch_up(lab: Lab) -> str:
 def _all_read(lab: Lab) -> bool:
     """Whether every partition was adopted on the log that is there, and read to its end."""
     places = checks.checkpoints(lab, EVENTS)
-    try:
-        heads = checks.query(lab.topic_file(EVENTS), "SELECT partition, next FROM heads")
-        ((log_id,),) = checks.query(
-            lab.topic_file(EVENTS), "SELECT value FROM meta WHERE name = 'log_id'"
-        )
-    except (sqlite3.OperationalError, ValueError):
-        return False
+    heads = checks.query(lab.topic_file(EVENTS), "SELECT partition, next FROM heads")
+    named = checks.query(lab.topic_file(EVENTS), "SELECT value FROM meta WHERE name = 'log_id'")
     return bool(heads) and all(
         int(str(p)) in places
-        and places[int(str(p))].log_id == log_id
+        and (places[int(str(p))].log_id,) == named[0]
         and places[int(str(p))].counted == int(str(end))
         for p, end in heads
     )
@@ -202,17 +197,12 @@ def test_a_lane_whose_log_was_lost(lab: Lab, damage: Damage, when: str) -> None:
 
 
 def _count(lab: Lab, table: str) -> int:
-    try:
-        return int(str(checks.query(lab.store_file, f"SELECT count(*) FROM {table}")[0][0]))
-    except sqlite3.OperationalError:  # nothing there yet
-        return 0
+    return checks.number(lab.store_file, f"SELECT count(*) FROM {table}")
 
 
 def _commits(lab: Lab, topic: str) -> int:
-    rows = checks.query(
-        lab.store_file, f"SELECT coalesce(sum(sequence), 0) FROM partitions WHERE topic = '{topic}'"
-    )
-    return int(str(rows[0][0]))
+    sql = f"SELECT sum(sequence) FROM partitions WHERE topic = '{topic}'"
+    return checks.number(lab.store_file, sql)
 
 
 # ---- files that are not what they should be ------------------------------------------------

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 
@@ -84,11 +83,7 @@ def _cut_short(lab: Lab, first: str, second: str) -> None:
 
 
 def _bars(lab: Lab) -> int:
-    try:
-        rows = checks.query(lab.store_file, "SELECT count(*) FROM bars_ohlcv")
-    except sqlite3.OperationalError:  # nothing there yet
-        return 0
-    return int(str(rows[0][0]))
+    return checks.number(lab.store_file, "SELECT count(*) FROM bars_ohlcv")
 
 
 @pytest.mark.parametrize("way", cases([_cut_short, _apart, _at_once, _reversed, _together], 3))

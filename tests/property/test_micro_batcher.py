@@ -9,7 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from tests.property._harness import (
     EVENTS,
@@ -68,9 +68,9 @@ def specs(draw: st.DrawFn, patience_ms: tuple[int, ...] = (0, 500, 1_500)) -> Wi
 
 
 @st.composite
-def entries(draw: st.DrawFn) -> list[list[Entry]]:
+def entries(draw: st.DrawFn, *, extreme: bool = True) -> list[list[Entry]]:
     """Appends: columnar batches, single events, misplaced ones, marks and rejected input."""
-    log = draw(logs(8 * NS_PER_S, 4 * NS_PER_S, PROVIDERS, size_max=30))
+    log = draw(logs(8 * NS_PER_S, 4 * NS_PER_S, PROVIDERS, extreme=extreme, size_max=30))
     appends: list[list[Entry]] = []
     at = 0
     while at < len(log):
@@ -211,7 +211,6 @@ def test_lanes_make_one_whole_whatever_their_order_and_crashes(
     asyncio.run(run_lanes(Lanes(spec), inputs, runs, data.draw(st.sampled_from((2, 4, 20)))))
 
 
-_SETTLED = 20
 _SHORT_NS = 12 * NS_PER_MS
 
 
@@ -272,9 +271,7 @@ class Workers:
         for calls in (*lives, -1):
             await self.start(Life(calls))
         async with asyncio.timeout(20):
-            settled = 0  # a forwarded event may still be on its way when all is read at one moment
-            while settled < _SETTLED:
-                settled = settled + 1 if await self.done() else 0
+            while not await self.done():
                 self.clock.advance(_SHORT_NS // 10)
                 await asyncio.sleep(0.001)
 
@@ -319,8 +316,10 @@ async def work(
         await workers.store.close()
 
 
-@settings(max_examples=15)
-@given(specs(), entries(), st.lists(st.integers(5, 80), min_size=1, max_size=4))
+# no shrinking: where tasks meet threads, no smaller example is sure to fail in the same way;
+# no values whose vwap is infinite: this store refuses them
+@settings(max_examples=15, phases=(Phase.explicit, Phase.reuse, Phase.generate))
+@given(specs(), entries(extreme=False), st.lists(st.integers(5, 80), min_size=1, max_size=4))
 def test_workers_come_and_go_while_events_flow(
     spec: WindowSpec, appends: list[list[Entry]], lives: list[int]
 ) -> None:
