@@ -48,7 +48,7 @@ def engine_only(batches: Sequence[EventBatch]) -> Result:
     def keep(collected: Collected) -> None:
         nonlocal duplicates
         duplicates += collected.deduplicated
-        for _, bars, _ in collected.bars:
+        for bars in (closed.bars for closed in collected.bars):
             volume, notional = bars.volume.to_floats(), bars.notional.to_floats()
             prices = (bars.open, bars.high, bars.low, bars.close)
             rows.append((*(p.to_floats() for p in prices), volume, notional / volume, bars.count))

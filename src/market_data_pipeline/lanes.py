@@ -15,6 +15,7 @@ from market_data_core.records import TopicInfo
 from market_data_pipeline.assembly import Assembly, Summary
 from market_data_pipeline.patience import patient
 from market_data_pipeline.windows.checkpoint import Counts, decode_checkpoint
+from market_data_pipeline.windows.recovery import loss
 
 log = structlog.get_logger("lanes")
 
@@ -95,17 +96,18 @@ class Lanes:
         return f"{bus.events_topic}.{sha256(words.encode()).hexdigest()[:16]}"
 
     async def _finished(self, topic: str) -> Summary | None:
-        """The summary of a lane that is complete; a lane whose log is gone begins anew."""
+        """The summary of a lane that is complete; a lane whose log has lost any begins anew."""
         group = self._parts.settings.bus.group
         rows = await self._parts.store.status(group, topic)
         info = await self._parts.bus.find_topic(topic)
-        checkpoints = [decode_checkpoint(r.checkpoint) for r in rows if r.checkpoint]
-        if not checkpoints:
+        known = {r.key.partition: decode_checkpoint(r.checkpoint) for r in rows if r.checkpoint}
+        if not known:
             return None
-        if info is None or any(c.log_id != info.log_id for c in checkpoints):
-            log.warning("the lane's log is gone; it is read again from the start", topic=topic)
+        if info is None or any([await loss(self._parts.bus, info, *row) for row in known.items()]):
+            log.warning("the lane's log has lost events; it is read again", topic=topic)
             await self._abandon(topic)
             return None
+        checkpoints = known.values()
         whole = all(c.ended and not c.counts.open for c in checkpoints)
         if len(checkpoints) < info.partitions or not whole:
             return None

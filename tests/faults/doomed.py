@@ -1,7 +1,7 @@
 """``mdp`` that kills itself at a chosen write boundary of the bus or the store, if told to.
 
 ``MDP_DOOM=store:COMMIT:after:3`` means: right after the third COMMIT on a store's connection,
-kill -9. The first word is ``store``, a topic's name, or ``bus`` for any topic; the second one is
+kill -9. The first word is ``store``, how a topic's name begins, or ``bus`` for any topic; the second one is
 how the statement begins; the third one ``before`` or ``after``.
 
 ``MDP_BLOCK_ROWS=100`` lets a recording come in so small blocks that even a short one is written
@@ -17,6 +17,25 @@ import threading
 from pathlib import Path
 from typing import Any
 
+BOUNDARIES = (
+    "store:BEGIN:after",
+    "store:INSERT INTO bars:after",
+    "store:UPDATE partitions:after",
+    "store:INSERT INTO outbox:after",
+    "store:COMMIT:before",
+    "store:COMMIT:after",
+    "store:DELETE FROM outbox:after",
+    "bus:BEGIN:after",
+    "bus:INSERT INTO log:after",
+    "bus:UPDATE heads:after",
+    "bus:COMMIT:before",
+    "bus:COMMIT:after",
+    "mdp.bars:COMMIT:before",
+    "mdp.bars:COMMIT:after",
+    "mdp.dlq:COMMIT:before",
+)
+"""Everything after which, or before which, a death could matter."""
+
 
 class _Doom:
     """Counts statements, and acts on the one that was named."""
@@ -29,7 +48,7 @@ class _Doom:
     def strike(self, path: Path, statement: str, when: str) -> None:
         """Die if this is the statement."""
         place = "store" if path.name == "store.db" else path.name.removesuffix(".db")
-        named = self.place == place or (self.place == "bus" and place != "store")
+        named = place.startswith(self.place) or (self.place == "bus" and place != "store")
         if not named or when != self.when or not statement.lstrip().startswith(self.verb):
             return
         with self._counting:

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from tests.faults import checks
+from tests.faults.doomed import BOUNDARIES
 from tests.faults.lab import BARS, EVENTS, KILLS, Lab, Worker, wait_until
 from tests.faults.recordings import START_NS, SYMBOLS, trades, write_recording
 
@@ -27,22 +28,6 @@ pytestmark = [pytest.mark.faults, pytest.mark.timeout(600)]
 
 _KILLS_PER_STORM = 10
 _CODECS = ("columnar", "json", "msgpack")
-_BOUNDARIES = (
-    "store:BEGIN:after",
-    "store:INSERT INTO bars:after",
-    "store:UPDATE partitions:after",
-    "store:INSERT INTO outbox:after",
-    "store:COMMIT:before",
-    "store:COMMIT:after",
-    "store:DELETE FROM outbox:after",
-    "bus:BEGIN:after",
-    "bus:INSERT INTO log:after",
-    "bus:UPDATE heads:after",
-    "bus:COMMIT:before",
-    "bus:COMMIT:after",
-    "mdp.bars:COMMIT:after",
-    "mdp.dlq:COMMIT:before",
-)
 
 
 def _storms(kills: int, first_seed: int) -> list[tuple[int, int]]:
@@ -55,7 +40,7 @@ def _storms(kills: int, first_seed: int) -> list[tuple[int, int]]:
 
 def _doom(chance: random.Random) -> str:
     """A write boundary, reached sooner or later."""
-    return f"{chance.choice(_BOUNDARIES)}:{int(2 ** chance.uniform(0, 5.5))}"
+    return f"{chance.choice(BOUNDARIES)}:{int(2 ** chance.uniform(0, 5.5))}"
 
 
 @pytest.mark.parametrize(("seed", "kills"), _storms((KILLS + 2) // 3, 1_000))

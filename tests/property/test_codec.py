@@ -18,6 +18,7 @@ from market_data_pipeline.bus.codec import decode, encode_columns, encode_mark
 
 INT64 = st.integers(-(2**63), 2**63 - 1)
 SYMBOL = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=8)
+PROVIDER = SYMBOL.filter(lambda name: "|" not in name)
 SYMBOLS = st.lists(SYMBOL.map(str.upper), min_size=1, max_size=6, unique=True)
 KINDS: tuple[tuple[Kind, str], ...] = (("tick", "1s"), ("bar", "5m"))
 # Mantissas as 64-bit columns hold them, and as columns of Python integers do.
@@ -62,7 +63,7 @@ def batches(draw: st.DrawFn) -> EventBatch:
     (volume,) = draw(columns(n, 1))
     kind, interval = draw(st.sampled_from(KINDS))
     times = np.clip(times, SRC_TS_MIN, SRC_TS_MAX - 1)
-    provider = draw(SYMBOL)
+    provider = draw(PROVIDER)
     return EventBatch(
         provider, kind, interval, tuple(symbols), codes,
         times, int64s(INT64), int64s(INT64), close, volume, ohl,

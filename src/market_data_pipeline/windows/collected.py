@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from market_data_pipeline.windows.aggregate import Bars, Events
+from market_data_pipeline.windows.aggregate import Bars, Events, Index, concat_events
 from market_data_pipeline.windows.assigner import NEVER
 
 
@@ -16,13 +16,51 @@ class Part:
     """Events of one record that wait for their window.
 
     Attributes:
-        position: log offset; -1 if they are not from our log.
-        before: watermark before the record was read.
+        position: lowest log offset they came from; -1 if they are not from our log.
+        before: watermark before that record was read.
+        offsets: shape (n,), each event's log offset, if they came from several records.
+        first: lowest src_ts inside.
+        last: greatest src_ts inside.
     """
 
     events: Events
     position: int
     before: int = NEVER
+    offsets: Index | None = None
+    first: int = field(init=False)
+    last: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        # hundreds of small parts wait for a window: looking at each one's times again and again
+        # would be most of what closing it costs
+        self.first, self.last = int(self.events.ts.min()), int(self.events.ts.max())
+
+    def split(self, at: int) -> tuple[Part | None, Part | None]:
+        """What lies below `at`, and the rest."""
+        if self.last < at:
+            return self, None
+        if self.first >= at:
+            return None, self
+        below = self.events.ts < at
+        return self._take(below), self._take(~below)
+
+    def _take(self, mask: NDArray[np.bool_]) -> Part:
+        offsets = None if self.offsets is None else self.offsets[mask]
+        return replace(self, events=self.events.take(mask), offsets=offsets)
+
+    def offset(self, index: int) -> int:
+        """Log offset of one event."""
+        return self.position if self.offsets is None else int(self.offsets[index])
+
+
+def merge_tail(parts: list[Part], count: int) -> None:
+    """Put the last `count` parts together, so that closing a window need not handle hundreds."""
+    tail = parts[-count:]
+    if len(tail) < count or any(p.position < 0 or p.events.own is not None for p in tail):
+        return
+    columns = [np.full(len(p.events), p.position) if p.offsets is None else p.offsets for p in tail]
+    first, events = tail[0], concat_events([p.events for p in tail])
+    parts[-count:] = [Part(events, first.position, first.before, np.concatenate(columns))]
 
 
 @dataclass(slots=True)
@@ -42,7 +80,7 @@ class Block:
 def block_of(events: Events, parts: list[Part]) -> Block:
     """The block that the parts' distinct events make."""
     position = min((p.position for p in parts if p.position >= 0), default=-1)
-    return Block(events, position, int(events.ts.max()))
+    return Block(events, position, max(p.last for p in parts))
 
 
 @dataclass(frozen=True, slots=True)

@@ -167,7 +167,7 @@ class LaneHistory:
         self._group, self._lane, self._live = group, lane, live
         self._partitions, self._spec = partitions, spec
         self._checkpoints: dict[tuple[str, int], Checkpoint] | None = None
-        self._others: list[TopicInfo] = []
+        self._lanes: list[TopicInfo] = []
 
     async def _load(self) -> dict[tuple[str, int], Checkpoint]:
         """Positions of the other topics; lanes wait for one another, so these stand still."""
@@ -181,13 +181,15 @@ class LaneHistory:
                 and r.key.topic != self._lane
             }
             names = {topic for topic, _ in self._checkpoints}
-            topics = await self._bus.topics()
-            self._others = [
-                t for t in topics if t.name != self._lane and t.name in {*names, self._live}
-            ]
+            self._lanes = [t for t in await self._bus.topics() if t.name in names]
         return self._checkpoints
 
+    async def _live_topic(self) -> TopicInfo | None:
+        """The live feed's topic, if there is one beside this lane."""
+        return None if self._lane == self._live else await self._bus.find_topic(self._live)
+
     async def _live_checkpoints(self) -> dict[tuple[str, int], Checkpoint]:
+        """Positions of the live feed: they move while this lane works."""
         rows = await self._store.status(self._group, self._live)
         return {
             (r.key.topic, r.key.partition): decode_checkpoint(r.checkpoint)
@@ -197,7 +199,7 @@ class LaneHistory:
 
     async def limit(self, provider: str, partition: int, from_ts: int) -> int:
         """Windows that end above this belong to a live feed that may still write them."""
-        info = None if self._lane == self._live else await self._bus.find_topic(self._live)
+        info = await self._live_topic()
         if info is None:
             return FOREVER
         found, checkpoints = FOREVER, await self._live_checkpoints()
@@ -245,9 +247,11 @@ class LaneHistory:
         self, provider: str, partition: int, from_ts: int, to_ts: int
     ) -> list[EventBatch]:
         """Ticks of this partition's symbols that others have stored in [from_ts, to_ts)."""
-        checkpoints = (await self._load()) | (await self._live_checkpoints())
+        checkpoints, topics = await self._load(), self._lanes
+        if live := await self._live_topic():
+            checkpoints, topics = checkpoints | await self._live_checkpoints(), [*topics, live]
         found = []
-        for info in self._others:
+        for info in topics:
             for number in self._numbers(info, partition):
                 checkpoint = checkpoints.get((info.name, number))
                 closed = _closed(checkpoint, provider, from_ts)

@@ -40,7 +40,7 @@ async def recover(
     bounds = await bus.bounds(info.name, partition)
     if checkpoint is None:
         return Recovered(await _first(bus, info, partition, bounds), [], "")
-    cause = await _cause(bus, info, partition, checkpoint, bounds)
+    cause = await loss(bus, info, partition, checkpoint)
     if not cause:
         return Recovered(checkpoint, [], "")
     counted, at = await _restart(bus, info, partition, checkpoint, bounds)
@@ -76,6 +76,22 @@ async def recover(
     return Recovered(renewed, gaps, message)
 
 
+async def loss(bus: Bus, info: TopicInfo, partition: int, checkpoint: Checkpoint) -> str:
+    """Why the log is not the one the checkpoint knows, as a cause of a gap; empty if it is."""
+    if checkpoint.log_id != info.log_id:
+        return "log_replaced"
+    bounds = await bus.bounds(info.name, partition)
+    if bounds.next < checkpoint.counted:
+        return "log_tail_lost"
+    if bounds.first > checkpoint.resume:
+        return "log_trimmed"
+    if checkpoint.counted > bounds.first:
+        found = await bus.checksum(info.name, partition, checkpoint.counted - 1)
+        if found != checkpoint.checksum:
+            return "log_diverged"
+    return ""
+
+
 async def _first(bus: Bus, info: TopicInfo, partition: int, bounds: Bounds) -> Checkpoint:
     """Where a new group begins: at the oldest record kept; what was before is not its business."""
     at = await _received_before(bus, info, partition, bounds.first, bounds)
@@ -95,23 +111,6 @@ async def _received_before(
         return bounds.received
     found = await bus.poll(info.name, {partition: offset}, 1, 0)
     return found[partition][0].received
-
-
-async def _cause(
-    bus: Bus, info: TopicInfo, partition: int, checkpoint: Checkpoint, bounds: Bounds
-) -> str:
-    """Why the log is not the one the checkpoint knows; empty if it is."""
-    if checkpoint.log_id != info.log_id:
-        return "log_replaced"
-    if bounds.next < checkpoint.counted:
-        return "log_tail_lost"
-    if bounds.first > checkpoint.resume:
-        return "log_trimmed"
-    if checkpoint.counted > bounds.first:
-        found = await bus.checksum(info.name, partition, checkpoint.counted - 1)
-        if found != checkpoint.checksum:
-            return "log_diverged"
-    return ""
 
 
 async def _restart(

@@ -38,9 +38,13 @@ from market_data_pipeline.windows.collected import (
     block_of,
     fresh_events,
     hand_out,
+    merge_tail,
 )
 from market_data_pipeline.windows.in_use import IntervalsInUse
 from market_data_pipeline.windows.wide import WideWindows
+
+_SMALL, _MERGE = 256, 32
+"""So many parts of fewer events than that are put together, one after the other, as they come."""
 
 
 class WindowStream:
@@ -74,6 +78,7 @@ class WindowStream:
         self._replayed = state.replay
         self._maps: dict[tuple[str, ...], Index] = {}
         self._pending: list[Part] = []
+        self._small = 0
         self._late: list[Part] = []
         self._restored: list[Part] = []
         self._blocks: list[Block] = []
@@ -131,13 +136,13 @@ class WindowStream:
     def next_end(self) -> int:
         """End of the window that is next to close, FOREVER if no window is open."""
         base = self.spec.base_ns
-        first = min((int(p.events.ts.min()) for p in self._pending), default=FOREVER)
+        first = min((p.first for p in self._pending), default=FOREVER)
         pending = FOREVER if first >= FOREVER else floor_to(first, base) + base
         return min(pending, self.wide.next_end(self.closed))
 
     def known_until(self) -> int:
         """End of the last window that anything read so far lies in."""
-        last = max((int(p.events.ts.max()) + 1 for p in self._pending), default=self.closed)
+        last = max((p.last + 1 for p in self._pending), default=self.closed)
         last = max(last, self.closed)
         if abs(last) >= FOREVER:
             return last
@@ -151,7 +156,7 @@ class WindowStream:
         """
         if self.closed > NEVER:
             return self._settled_to
-        first = min((int(p.events.ts.min()) for p in self._pending), default=FOREVER)
+        first = min((p.first for p in self._pending), default=FOREVER)
         return self._begun_before(min(first, self.final))
 
     def unsettled_from(self) -> int:
@@ -184,6 +189,10 @@ class WindowStream:
             late, events = self._split_late(events, watermark)
         if len(events):
             self._place(Part(events, position, watermark), self._late)
+            self._small = self._small + 1 if len(events) < _SMALL else 0
+            if self._small == _MERGE:
+                self._small = 0
+                merge_tail(self._pending, _MERGE)
         return late
 
     def _split_late(self, events: Events, watermark: int) -> tuple[Index, Events]:
@@ -234,13 +243,11 @@ class WindowStream:
 
     def _place(self, part: Part, closed: list[Part]) -> None:
         """Sort into open windows and `closed` ones."""
-        below = part.events.ts < self.closed
-        if below.any():
-            closed.append(replace(part, events=part.events.take(below)))
-            if below.all():
-                return
-            part = replace(part, events=part.events.take(~below))
-        self._pending.append(part)
+        below, above = part.split(self.closed)
+        if below:
+            closed.append(below)
+        if above:
+            self._pending.append(above)
 
     def _events(self, batch: EventBatch) -> Events:
         mapping = self._maps.get(batch.symbols)
@@ -324,16 +331,9 @@ class WindowStream:
 
     def _close(self, closing: int, out: Collected) -> None:
         before, self.closed = self.closed, closing
-        parts, rest = [], []
-        for part in self._pending:
-            below = part.events.ts < closing
-            if below.all():
-                parts.append(part)
-            else:
-                if below.any():
-                    parts.append(replace(part, events=part.events.take(below)))
-                rest.append(replace(part, events=part.events.take(~below)))
-        self._pending = rest
+        split = [part.split(closing) for part in self._pending]
+        parts = [below for below, _ in split if below]
+        self._pending = [above for _, above in split if above]
         if parts:
             parts.sort(key=lambda part: part.events.own is None)
             ordered, stored = self._decide(parts, 0, out)
@@ -392,6 +392,7 @@ class WindowStream:
         if len(conflicts):
             ends = np.cumsum([len(p.events) for p in parts])
             for i in np.sort(conflicts).tolist():
-                part = parts[int(np.searchsorted(ends, i, side="right"))]
-                out.conflicts.append((events.take(np.array([i])), part.position))
+                at = int(np.searchsorted(ends, i, side="right"))
+                offset = parts[at].offset(i - int(ends[at]))  # counted from the part's end
+                out.conflicts.append((events.take(np.array([i])), offset))
         return ordered, stored

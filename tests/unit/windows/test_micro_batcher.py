@@ -11,6 +11,7 @@ from tests.property._harness import (
     GROUP,
     LEASE_NS,
     PARTITIONS,
+    World,
     letters_of,
     total_counts,
 )
@@ -18,13 +19,16 @@ from tests.property._lanes import Lanes
 from tests.property._memory import Life
 
 from market_data_core.contracts.store import PartitionKey
+from market_data_core.errors import FencedError
 from market_data_core.partitioning import partition_of
 from market_data_core.testing.oracle import OracleEvent
 from market_data_core.testing.strategies import START_NS
 from market_data_pipeline import patience
+from market_data_pipeline.observe import Observer
 from market_data_pipeline.windows import micro_batcher
 from market_data_pipeline.windows.assigner import WindowSpec
 from market_data_pipeline.windows.checkpoint import Checkpoint, StreamState
+from market_data_pipeline.windows.writer import GroupWriter
 
 S = 10**9
 HERE = partition_of("SPY", PARTITIONS)
@@ -139,3 +143,22 @@ def test_an_unknown_outcome_is_looked_up_before_trying_again(
         assert total_counts(lanes.store, A).stored == 2
 
     checked(run)
+
+
+def test_a_lost_guard_is_not_taken_for_a_lost_partition() -> None:
+    async def run() -> None:
+        world = World(SPEC)
+        await world.begin()
+        key = PartitionKey(GROUP, "@lanes", 0)  # a number that a partition of the lane has too
+        guard = await world.store.claim(key, "us", LEASE_NS)
+        group = (await world.own(0)).group()
+        writer = GroupWriter(world.bus, world.store, Observer(A, GROUP, "us", False, 0), guard)
+        await writer.commit([group])
+
+        world.clock.advance(LEASE_NS + 1)
+        await world.store.claim(key, "them", LEASE_NS)
+        with pytest.raises(FencedError) as lost:
+            await writer.commit([(await world.own(0)).group()])
+        assert lost.value.partition == -1
+
+    asyncio.run(run())

@@ -232,6 +232,14 @@ def test_silence_lets_windows_close_as_far_as_the_log_was_read(
     assert [(m.ts - T) // S for m in part.idle_marks(S)] == marks
 
 
+def test_what_is_still_unread_is_no_silence() -> None:
+    log = Log()
+    log.batch(ticks(0.5))
+    part = partition()
+    part.take(log.records, T + 60 * S)  # read long after it was appended
+    assert part.idle_marks(S) == []
+
+
 def test_an_idle_mark_does_not_end_the_silence() -> None:
     log = Log()
     log.batch(ticks(0.5, 2.5))
