@@ -24,6 +24,7 @@ from market_data_core.config import Settings, load_config
 from market_data_core.contracts.provider import Item, Recording, Subscription
 from market_data_core.events import EventBatch, Tick
 from market_data_core.intervals import NS_PER_MS, NS_PER_S
+from market_data_pipeline.allocator import keep_freed_memory
 from market_data_pipeline.assembly import Summary
 from market_data_pipeline.backends import Backends, open_backends
 from market_data_pipeline.bus import codec
@@ -110,6 +111,7 @@ def whole_path_columns(batches: Sequence[EventBatch], synchronous: str) -> Resul
         batches: in arrival order.
         synchronous: SQLite's setting of that name for bus and store, ``NORMAL`` or ``FULL``.
     """
+    keep_freed_memory()  # as every long-running command does
     with tempfile.TemporaryDirectory(dir=".cache") as folder:
         settings = _settings(folder, synchronous.lower())
         return asyncio.run(_recorded(settings, _Batches(batches)))
@@ -120,6 +122,7 @@ def whole_path_ndjson(path: Path) -> Result:
 
     The pass that hashes the file (to find out whether it was carried before) is in the time.
     """
+    keep_freed_memory()
     with tempfile.TemporaryDirectory(dir=".cache") as folder:
         began = time.perf_counter()
         recording = open_recording([str(path)], spool_dir=Path(folder))
@@ -219,6 +222,7 @@ async def _live(rate: int, seconds: float) -> tuple[list[float], list[float]]:
             resident.append(pages * os.sysconf("SC_PAGE_SIZE"))
             await asyncio.sleep(1)
 
+    keep_freed_memory()
     with tempfile.TemporaryDirectory(dir=".cache") as folder:
         settings = _settings(folder)
         async with open_backends(settings) as backends:

@@ -19,13 +19,16 @@ class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
         reason: a word of ``market_data_core.events.REASONS``.
         detail: a sentence for a person.
         topic: log it was read from; with `partition` and `offset` its position.
-        original: the bytes as they came (for an event from a columnar batch, its JSON).
+        original: the bytes as they came; of an event that could be read, its JSON, written the
+            same way whatever it came in, so that readers of the log recognise it.
         log_id: which log of that name it was.
         where: file and line of a recording, "" otherwise.
         provider: the feed, "" where it cannot be told.
         symbol: likewise.
         src_ts: event time, UTC ns, 0 where it cannot be told.
         events: how many events it stands for.
+        message: the bytes of an event that came as a message of its own and was written in
+            another way than `original`; empty otherwise.
     """
 
     reason: str
@@ -40,6 +43,12 @@ class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
     symbol: str = ""
     src_ts: int = 0
     events: int = 1
+    message: bytes = b""
+
+    @property
+    def as_sent(self) -> bytes:
+        """The bytes as they came, as far as they were kept."""
+        return self.message or self.original
 
 
 _decoder = msgspec.msgpack.Decoder(list[DeadLetter])

@@ -95,14 +95,24 @@ def check_src_ts(ts_ns: int) -> int:
     raise RejectedError(reason="bad_timestamp", message=msg)
 
 
+NAME_MAX = 64
+"""Most characters of a provider's name or a symbol, which stand in every row, label and message."""
+
 PROVIDER_RULE = (
-    f"a provider's name is not empty, has no '|' and does not end in '{OFFICIAL_SUFFIX}'"
+    f"a provider's name has 1 to {NAME_MAX} characters, no '|', and does not end in "
+    f"'{OFFICIAL_SUFFIX}'"
 )
+SYMBOL_RULE = f"a symbol has 1 to {NAME_MAX} characters once it is in upper case"
 
 
 def is_provider(name: str) -> bool:
     """Whether events may bear the name; others would be taken for something else."""
-    return bool(name) and "|" not in name and not name.endswith(OFFICIAL_SUFFIX)
+    return 0 < len(name) <= NAME_MAX and "|" not in name and not name.endswith(OFFICIAL_SUFFIX)
+
+
+def is_symbol(name: str) -> bool:
+    """Whether events may bear the name, which is made upper case: some letters become several."""
+    return 0 < len(name) <= NAME_MAX and (name.isascii() or len(name.upper()) <= NAME_MAX)
 
 
 def event_id(provider: str, symbol: str, src_ts: int, seq: int) -> str:
@@ -293,7 +303,7 @@ REASONS = {
     "bad_timestamp": "the time is missing, unreadable, or outside the years 1900 to 2200",
     "malformed": "the bytes are not a message of the expected format",
     "bad_version": "the event's version is not one that this release reads",
-    "bad_type": "a field is missing or of the wrong type",
+    "bad_type": "a field is missing, of the wrong type, or a name that is too long",
     "too_long": "the line is longer than the limit; its pieces are kept in order",
     "future": "the time lies further ahead of the clock than max_future_ms allows",
     "late": "the event came after its window's revise horizon",
@@ -338,7 +348,7 @@ def make_batch(
 
     Args:
         provider: the feed's name.
-        symbols: shape (n,), the symbol of every row; made upper case.
+        symbols: shape (n,), the symbol of every row, as :func:`is_symbol` allows; made upper case.
         src_ts: shape (n,), UTC nanoseconds.
         seq: shape (n,), int64.
         close: shape (n,), float64, finite and >= 0.

@@ -19,13 +19,14 @@ class Mark(msgspec.Struct, frozen=True, kw_only=True):
     - ``idle``: the provider is silent; its watermark is at least `ts` (no lateness is deducted).
     - ``pause``: the producer stopped on purpose; until the provider's next record, silence means
       nothing.
-    - ``end``: the lane is complete; `count` events were appended to this partition.
+    - ``end``: the lane is complete; `count` events of its recording belong to this partition,
+      as its feeder counted them, whatever the log has counted. None says nothing.
     """
 
     kind: MarkKind
     provider: str = ""
     ts: int = 0
-    count: int = 0
+    count: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,11 +13,13 @@ from market_data_core.events import (
     PROVIDER_RULE,
     REASONS,
     SRC_TS_MAX,
+    SYMBOL_RULE,
     EventBatch,
     Kind,
     StreamEvent,
     invalid_rows,
     is_provider,
+    is_symbol,
     make_batch,
     parse_ts,
 )
@@ -55,8 +57,8 @@ def decode_event(data: bytes) -> StreamEvent:
         raise RejectedError(reason="bad_version", message=msg)
     if not is_provider(event.provider):
         raise RejectedError(reason="bad_type", message=PROVIDER_RULE)
-    if not event.symbol:
-        raise RejectedError(reason="bad_type", message="a symbol must not be empty")
+    if not is_symbol(event.symbol):
+        raise RejectedError(reason="bad_type", message=SYMBOL_RULE)
     if not -(2**63) <= event.seq < 2**63:
         raise RejectedError(reason="bad_type", message=f"seq {event.seq} does not fit 64 bits")
     return event
@@ -116,6 +118,11 @@ class BatchBuilder:
             One batch a stream, in arrival order within each, and the (token, reason) of every
             event that broke a rule.
         """
+        batches, rejected = self.build_with_tokens()
+        return [batch for batch, _ in batches], rejected
+
+    def build_with_tokens(self) -> tuple[list[tuple[EventBatch, list[Any]]], list[tuple[Any, str]]]:
+        """As :meth:`build`, each batch with the tokens of its rows."""
         groups, self._rows = self._rows, {}
         batches, rejected = [], []
         for key, rows in groups.items():
@@ -128,7 +135,7 @@ class BatchBuilder:
                 keep = ~np.logical_or.reduce(list(bad.values()))
                 good = [row for row, kept in zip(rows, keep, strict=True) if kept]
             if good:
-                batches.append(_batch_of(key, good))
+                batches.append((_batch_of(key, good), [row[-1] for row in good]))
         return batches, rejected
 
 

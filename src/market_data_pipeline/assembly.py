@@ -194,7 +194,14 @@ class Assembly:
             LETTERS_TOPIC,
             settings,
             self.clock,
-            Observer(info.name, bus.group, self.member, live, batch.max_symbols_in_metrics),
+            Observer(
+                info.name,
+                bus.group,
+                self.member,
+                live,
+                batch.max_symbols_in_metrics,
+                codec.oldest_ingest,
+            ),
             history,
             guard,
         )

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
 from hashlib import sha256
+from itertools import islice
 
 import structlog
 
-from market_data_core.contracts.provider import Recording
+from market_data_core.contracts.provider import Item, Recording
 from market_data_core.contracts.store import Claim, PartitionKey, WriteCounts
 from market_data_core.errors import OutOfOrder, TransientError
 from market_data_core.intervals import NS_PER_MS, NS_PER_S
@@ -22,6 +24,12 @@ log = structlog.get_logger("lanes")
 _LANES = "@lanes"
 _RETRY_S = 0.2
 _DRAIN_S = 10.0
+_AHEAD = 4
+
+
+def _take(items: Iterator[Item]) -> list[Item]:
+    """The next few; several at a time, so that reading and carrying seldom wait for each other."""
+    return list(islice(items, _AHEAD))
 
 
 class Lanes:
@@ -45,6 +53,8 @@ class Lanes:
         keeping = asyncio.create_task(self._keep(guard))
         try:
             topic = self._lane_topic(recording.presorted())
+            mine = {topic, self._lane_topic(recording)}
+            await patient(lambda: self._retire(mine))
             done = await patient(lambda: self._finished(topic))
             if done:
                 return done
@@ -124,22 +134,47 @@ class Lanes:
         await self._parts.store.forget(self._parts.settings.bus.group, topic)
         await self._parts.bus.drop_topic(topic)
 
+    async def _retire(self, mine: set[str]) -> None:
+        """Drop the logs of recordings that were carried longer ago than the bus keeps events.
+
+        Their positions stay, so that what is stored of them is known not to be whole any more in
+        the logs, and is not replaced by what a part of the events would give.
+        """
+        parts, bus = self._parts, self._parts.bus
+        settings = parts.settings.bus
+        oldest = parts.clock.now_ns() - int(settings.retention.hours * 3600 * NS_PER_S)
+        for info in await bus.topics():
+            if not info.name.startswith(f"{settings.events_topic}.") or info.name in mine:
+                continue
+            newest = 0
+            for number in range(info.partitions):
+                bounds = await bus.bounds(info.name, number)
+                if bounds.next > bounds.first:
+                    last = await bus.poll(info.name, {number: bounds.next - 1}, 1, 0)
+                    newest = max(newest, last[number][0].append_ts)
+            if 0 < newest < oldest:
+                log.info("the log of an old recording is dropped", topic=info.name)
+                lane = info.name.removeprefix(f"{settings.events_topic}.")
+                await bus.drop_topic(info.name)
+                await bus.drop_topic(f"{settings.bars_topic}.{lane}")
+
     async def _feed(self, recording: Recording, info: TopicInfo, stop: asyncio.Event) -> None:
         bus, numbers = self._parts.bus, range(info.partitions)
         bounds = await patient(lambda: asyncio.gather(*(bus.bounds(info.name, p) for p in numbers)))
         producer = self._parts.producer(info, "", sources=[b.source for b in bounds])
         items = recording.read()
-        coming = asyncio.ensure_future(asyncio.to_thread(next, items, None))
+        coming = asyncio.ensure_future(asyncio.to_thread(_take, items))
         while not stop.is_set():
-            item = await coming
-            if item is None:
+            some = await coming
+            if not some:
                 await producer.end()
                 return
-            coming = asyncio.ensure_future(asyncio.to_thread(next, items, None))  # read ahead
-            producer.add(item)
-            if producer.full:
-                await producer.flush()
-                self._parts.produced(producer)
+            coming = asyncio.ensure_future(asyncio.to_thread(_take, items))  # read ahead
+            for item in some:
+                producer.add(item)
+                if producer.full:
+                    await producer.flush()
+                    self._parts.produced(producer)
 
     async def _claim_lanes(self, stop: asyncio.Event) -> Claim | None:
         lease_ns = self._parts.settings.micro_batch.lease_ms * NS_PER_MS

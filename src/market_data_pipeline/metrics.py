@@ -1,7 +1,7 @@
 """Every metric of the pipeline, by the names that dashboards and alerts use.
 
-Units stand last in a name. Label sets are bounded: a label that could take any value (a symbol)
-goes through :class:`BoundedLabel`.
+Units stand last in a name. Label sets are bounded: a label that could take any value (a symbol, a
+provider, the length of a vendor's bar) goes through :class:`BoundedLabel`.
 """
 
 from __future__ import annotations
@@ -19,19 +19,21 @@ _WRITE_S = (
 
 STREAM_EVENTS_INGESTED = Counter(
     "stream_events_ingested_total",
-    "Events written to the bus.",
+    "Events written to the bus; providers beyond the first hundred of a process are counted as "
+    "'other'.",
     ["bus", "topic", "provider"],
 )
 STREAM_CONSUMER_LAG_MS = Gauge(
     "stream_consumer_lag_ms",
-    "Now minus the ingest time of the oldest unread entry, in milliseconds; 0 when all is read.",
+    "Now minus the ingest time of the oldest unread entry, in milliseconds; 0 when all is read. "
+    "Of a recording, now minus the time at which the entry was appended.",
     ["topic", "group", "consumer"],
 )
 
 MICROBATCH_FLUSH = Counter(
     "microbatch_flush_total",
-    "Windows committed, by window length in milliseconds; symbols beyond the configured bound "
-    "are counted as 'other'.",
+    "Windows committed, by window length in milliseconds; symbols beyond the configured bound, and "
+    "lengths beyond the first hundred, are counted as 'other'.",
     ["window_ms", "symbol"],
 )
 # Only ever rises. The client library ends the name of every Counter in _total, which this name,
@@ -95,6 +97,9 @@ RETRIES = Counter(
     ["component"],
 )
 
+VALUES_MAX = 100
+"""How many values a label takes that no setting bounds."""
+
 OTHER = "other"
 """The label value that everything beyond a bound shares."""
 
@@ -117,3 +122,7 @@ class BoundedLabel:
             return OTHER
         self._known.add(value)
         return value
+
+
+PROVIDER = BoundedLabel(VALUES_MAX)
+"""The label of a provider's name, which anybody who writes to the bus may choose."""

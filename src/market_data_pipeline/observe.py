@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from market_data_core.contracts.store import WriteCounts
 from market_data_core.intervals import NS_PER_MS, parse_interval
@@ -23,10 +23,22 @@ class Observer:
         member: its name.
         live: whether wall-clock latencies mean something (not on a lane).
         symbols_max: how many symbols get a label of their own.
+        oldest_ingest: when the oldest event of a payload was first seen, UTC ns; None if the
+            payload does not tell.
     """
 
-    def __init__(self, topic: str, group: str, member: str, live: bool, symbols_max: int) -> None:
+    def __init__(
+        self,
+        topic: str,
+        group: str,
+        member: str,
+        live: bool,
+        symbols_max: int,
+        oldest_ingest: Callable[[bytes], int | None] = lambda _: None,
+    ) -> None:
         self._live = live
+        self._oldest_ingest = oldest_ingest
+        self._length = metrics.BoundedLabel(metrics.VALUES_MAX)
         self._lag = metrics.STREAM_CONSUMER_LAG_MS.labels(topic, group, member)
         self._symbol = metrics.BoundedLabel(symbols_max)
         self._before: dict[int, Counts] = {}
@@ -42,8 +54,14 @@ class Observer:
 
     def consumed(self, found: Mapping[int, Sequence[Record]], now_ns: int) -> None:
         """Records were read; none found means that nothing is unread."""
-        oldest = min((records[0].append_ts for records in found.values()), default=now_ns)
+        oldest = min(map(self._first_seen, found.values()), default=now_ns)
         self._lag.set(max(0, now_ns - oldest) / NS_PER_MS)
+
+    def _first_seen(self, records: Sequence[Record]) -> int:
+        """When the first of the events was seen; of a recording, when it was appended."""
+        first = next((record for record in records if record.count), records[0])
+        seen = self._oldest_ingest(first.payload) if self._live else None
+        return first.append_ts if seen is None else seen
 
     def store_write(self, seconds: float) -> None:
         """A transaction was tried."""
@@ -59,7 +77,7 @@ class Observer:
             metrics.PIPELINE_EVENTS.labels("window", outcome).inc(max(0, grown))
         self._before[number] = counts
         for batch in group.bars:
-            length = parse_interval(batch.interval) // NS_PER_MS
+            length = self._length(str(parse_interval(batch.interval) // NS_PER_MS))
             metrics.MICROBATCH_FLUSH_ROWS.labels(length).inc(len(batch))
             for symbol in set(batch.symbol_column()):
                 metrics.MICROBATCH_FLUSH.labels(length, self._symbol(symbol)).inc()

@@ -7,7 +7,8 @@ latency and a busy one high throughput. What `flush` has returned for is durable
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import msgspec
 import numpy as np
@@ -18,19 +19,24 @@ from market_data_core.contracts.bus import Bus, Codec
 from market_data_core.contracts.provider import Item
 from market_data_core.events import (
     EVENT_VERSION,
+    PROVIDER_RULE,
     REASONS,
+    SYMBOL_RULE,
     EventBatch,
     Rejected,
     StreamEvent,
     Tick,
+    code_dtype,
     concat_batches,
     format_ts,
     invalid_rows,
+    is_provider,
+    is_symbol,
     make_batch,
 )
 from market_data_core.partitioning import partition_of
 from market_data_core.records import CodecName, Entry, Mark, TopicInfo
-from market_data_pipeline.metrics import STREAM_EVENTS_INGESTED
+from market_data_pipeline.metrics import PROVIDER, STREAM_EVENTS_INGESTED
 from market_data_pipeline.patience import patient
 
 _CACHED_MAX = 256
@@ -84,6 +90,7 @@ class Producer:
         self._provider, self._settings, self._clock = provider, settings, clock
         self._sources = list(sources) if sources else None
         self._source = 0
+        self._belong = [0] * info.partitions
         self._ticks: list[Tick] = []
         self._waiting: dict[tuple[str, str, str], list[tuple[EventBatch, int]]] = {}
         self._rejected: list[Entry] = []
@@ -100,11 +107,37 @@ class Producer:
             self.pending += 1
         elif isinstance(item, EventBatch):
             self._add_ticks()
-            self._keep(item)
+            self._add_batch(item)
             self.pending += len(item)
         elif isinstance(item, Rejected):
             self._add_rejected(item)
             self.pending += 1
+
+    def _add_batch(self, batch: EventBatch) -> None:
+        """Take events in their order, so that each has the same place whenever it is read."""
+        refused = self._refused_symbols(batch.symbols)
+        rule = SYMBOL_RULE
+        if not is_provider(batch.provider):
+            refused, rule = np.ones(len(batch.symbols), bool), PROVIDER_RULE
+        if refused is None or not len(batch):
+            self._keep(batch)
+            return
+        wrong = refused[batch.codes]
+        turns = np.flatnonzero(wrong[1:] != wrong[:-1]) + 1
+        for begin, end in pairwise((0, *turns.tolist(), len(batch))):
+            part = batch.take(slice(begin, end))
+            if not wrong[begin]:
+                self._keep(_less_unused(part))
+                continue
+            for event in part.events():
+                self._add_rejected(Rejected("bad_type", rule, msgspec.json.encode(event)))
+
+    def _refused_symbols(self, symbols: tuple[str, ...]) -> NDArray[np.bool_] | None:
+        """Which symbols no event may bear; None if all are fine."""
+        if symbols in self._owners:  # they were looked at when they were sent
+            return None
+        refused = np.array([not is_symbol(symbol) for symbol in symbols])
+        return refused if refused.any() else None
 
     @property
     def full(self) -> bool:
@@ -119,6 +152,10 @@ class Producer:
         price = np.array([t.price for t in ticks], np.float64)
         size = np.array([t.size for t in ticks], np.float64)
         bad = invalid_rows(price, price, price, price, size, src_ts)
+        names = {s for s in {t.symbol for t in ticks} if not is_symbol(s)}
+        if names:
+            before = np.logical_or.reduce([np.zeros(len(ticks), bool), *bad.values()])
+            bad["bad_type"] = np.array([t.symbol in names for t in ticks]) & ~before
         if bad:
             for reason, mask in bad.items():
                 for i in np.flatnonzero(mask).tolist():
@@ -147,7 +184,8 @@ class Producer:
             v=tick.size,
             seq=tick.seq,
         )
-        return Rejected(reason, REASONS[reason], msgspec.json.encode(event))
+        detail = SYMBOL_RULE if reason == "bad_type" else REASONS[reason]
+        return Rejected(reason, detail, msgspec.json.encode(event))
 
     def _keep(self, batch: EventBatch) -> None:
         """Let a batch wait for the next flush, with its place in the source."""
@@ -158,6 +196,7 @@ class Producer:
     def _add_rejected(self, item: Rejected) -> None:
         """Unusable input goes to partition 0, and is counted and dead-lettered by its owner."""
         self._source += 1
+        self._belong[0] += 1
         if self._sources is not None and self._source <= self._sources[0]:
             return
         source = self._source if self._sources is not None else 0
@@ -181,7 +220,7 @@ class Producer:
         for entry in entries:
             if entry.count:
                 STREAM_EVENTS_INGESTED.labels(
-                    self._settings.bus_name, self._info.name, entry.provider
+                    self._settings.bus_name, self._info.name, PROVIDER(entry.provider)
                 ).inc(entry.count)
 
     def _split(self, waiting: Sequence[tuple[EventBatch, int]]) -> list[Entry]:
@@ -225,6 +264,7 @@ class Producer:
         self, partition: int, batch: EventBatch, source: NDArray[np.int64] | None
     ) -> Iterator[Entry]:
         reached = 0
+        self._belong[partition] += len(batch)
         if source is not None and self._sources is not None:
             held = self._sources[partition]
             if int(source[0]) < held:  # a resumed lane: the partition has these already
@@ -275,11 +315,17 @@ class Producer:
             await patient(lambda: self._bus.append(self._info.name, entries))
 
     async def end(self) -> None:
-        """Write everything, and close each partition with the number of events it holds."""
+        """Write everything, and close each partition with the number of events it should hold."""
         await self.flush()
-        entries = []
-        for p in range(self._info.partitions):
-            bounds = await patient(lambda p=p: self._bus.bounds(self._info.name, p))  # type: ignore[misc]
-            mark = self._codec.encode_mark(Mark(kind="end", count=bounds.received))
-            entries.append(Entry(p, mark, key=f"end/{p}"))
+        entries = [
+            Entry(p, self._codec.encode_mark(Mark(kind="end", count=count)), key=f"end/{p}")
+            for p, count in enumerate(self._belong)
+        ]
         await patient(lambda: self._bus.append(self._info.name, entries))
+
+
+def _less_unused(batch: EventBatch) -> EventBatch:
+    """The batch without symbols that no row bears."""
+    used, codes = np.unique(batch.codes, return_inverse=True)
+    symbols = tuple(batch.symbols[i] for i in used.tolist())
+    return replace(batch, symbols=symbols, codes=codes.astype(code_dtype(len(symbols))))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import Callable
+from time import monotonic
 
 import structlog
 
@@ -13,7 +15,27 @@ from market_data_pipeline.producer import Producer
 
 log = structlog.get_logger("pump")
 
-_RETRY_S = 0.2
+_PAUSE_MIN_S, _PAUSE_MAX_S = 0.2, 30.0
+_GOOD_S = 60.0
+
+
+class Backoff:
+    """How long to wait before a broken feed is begun again.
+
+    Each pause is drawn between half and the whole of a limit that begins at 0.2 s and doubles up
+    to 30 s, so that the clients of a vendor that was down do not come back all at once. A feed
+    that served for a minute begins anew.
+    """
+
+    def __init__(self) -> None:
+        self._limit_s = _PAUSE_MIN_S
+
+    def pause_s(self, served_s: float) -> float:
+        """The next pause, in seconds; `served_s` is for how long the feed had yielded items."""
+        if served_s >= _GOOD_S:
+            self._limit_s = _PAUSE_MIN_S
+        limit, self._limit_s = self._limit_s, min(2 * self._limit_s, _PAUSE_MAX_S)
+        return random.uniform(limit / 2, limit)  # noqa: S311  (nobody gains by guessing it)
 
 
 class Pump:
@@ -59,22 +81,33 @@ class Pump:
 
     async def _read(self, subscription: Subscription) -> None:
         """Take what the feed yields; a feed that breaks is begun again."""
+        backoff = Backoff()
         while True:
+            first: float | None = None
             try:
                 async for item in self._provider.stream(subscription):
                     if isinstance(item, FeedState):
                         if item.state == "away":
                             await self._pause()
                         continue
+                    if first is None:
+                        first = monotonic()
                     self._producer.add(item)
                     if self._producer.full:
                         await self._flush()
                     elif not self._some.is_set():
                         self._some.set()
             except TransientError as error:
-                log.warning("feed lost", provider=self._provider.name, error=str(error))
+                served_s = 0.0 if first is None else monotonic() - first
+                pause_s = backoff.pause_s(served_s)
+                log.warning(
+                    "feed lost",
+                    provider=self._provider.name,
+                    error=str(error),
+                    again_in_seconds=round(pause_s, 1),
+                )
                 await self._pause()
-                await asyncio.sleep(_RETRY_S)
+                await asyncio.sleep(pause_s)
             else:
                 return
 

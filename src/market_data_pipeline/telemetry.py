@@ -20,13 +20,15 @@ _PORTS_TRIED = 100
 _LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 
 
-def serve_metrics(port: int, host: str = LOCALHOST) -> int:
+def serve_metrics(port: int, host: str = LOCALHOST, announce: bool = True) -> int:
     """Serve this process's metrics under ``/metrics`` from a thread of its own.
 
     Args:
         port: wanted port; if it is taken, the next free one within 100 is used and logged. With 0
             the system chooses.
         host: address to listen on.
+        announce: whether the address is worth a line at the level INFO, rather than DEBUG; that
+            the wanted port was taken always is.
 
     Returns:
         The port that is served.
@@ -49,7 +51,8 @@ def serve_metrics(port: int, host: str = LOCALHOST) -> int:
         if port and served != port:
             log.warning("metrics port is taken, using the next free one", wanted=port, port=served)
         else:
-            log.info("metrics are served", url=f"http://{host}:{served}/metrics")
+            say = log.info if announce else log.debug
+            say("metrics are served", url=f"http://{host}:{served}/metrics")
         return served
     msg = (
         f"metrics cannot be served: ports {port} to {port + _PORTS_TRIED - 1} of {host} are taken; "

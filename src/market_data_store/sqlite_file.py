@@ -11,7 +11,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
+import structlog
+
 from market_data_core.errors import DamagedFileError, MdpError, TransientError, UsageError
+
+log = structlog.get_logger("sqlite")
 
 _PRIMARY = 0xFF  # extended result codes keep the primary code in their lowest byte
 _WAIT = {
@@ -23,6 +27,7 @@ _WAIT = {
 }
 _BROKEN = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_FORMAT)
 _PAGE_SIZE_MIN = 4096
+_FOLD_PAUSE_MIN_S, _FOLD_PAUSE_MAX_S = 1.0, 60.0
 BUSY_TIMEOUT_MS = 5_000
 
 
@@ -104,37 +109,58 @@ def connect(
 
 
 def _is_fresh(path: Path, application_id: int) -> bool:
-    """Whether nothing is there yet; somebody else's file is refused before it can be changed.
+    """Whether nothing is there yet; somebody else's file is refused before it can be changed."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _cannot_open(path, error) from error
+    _is_ours(path, application_id)
+    return not _size(path)
+
+
+def is_there(path: Path, application_id: int) -> bool:
+    """Whether our file is there and is more than an empty one; nothing is written or created.
+
+    Raises:
+        DamagedFileError: the file is corrupt, or another program's.
+        UsageError: it cannot be opened.
+    """
+    with translated(path):
+        return _is_ours(path, application_id)
+
+
+def _is_ours(path: Path, application_id: int) -> bool:
+    """Whether the file is marked as ours; an error if it is somebody else's.
 
     The file is looked at through SQLite alone: closing any other handle on it would give up this
     process's locks (POSIX), and the next process to leave would take away the write-ahead log
     under our feet.
     """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         found = path.stat()
     except FileNotFoundError:
-        return True
+        return False
     except OSError as error:
-        msg = f"{path} cannot be opened: {error.strerror or error}"
-        raise UsageError(msg) from error
+        raise _cannot_open(path, error) from error
     if not stat.S_ISREG(found.st_mode):
         msg = f"{path} cannot be opened: it is not a file"
         raise UsageError(msg)
-    if found.st_size % _PAGE_SIZE_MIN and not _log_size(path):  # from its log it is made whole
+    if found.st_size % _PAGE_SIZE_MIN and not _size(f"{path}-wal"):  # from its log it is made whole
         raise damaged(path, f"its {found.st_size} bytes are no whole number of pages")
-    if found.st_size:
-        _look_inside(path, application_id)
-    return not found.st_size
+    return _look_inside(path, application_id) if found.st_size else False
 
 
-def _look_inside(path: Path, application_id: int) -> None:
-    """Refuse a foreign file; reading only, for closing a file can fold its write-ahead log."""
+def _cannot_open(path: Path, error: OSError) -> UsageError:
+    return UsageError(f"{path} cannot be opened: {error.strerror or error}")
+
+
+def _look_inside(path: Path, application_id: int) -> bool:
+    """As :func:`_refuse_foreign`; reading only, for closing a file can fold its log."""
     db = sqlite3.connect(
         f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=BUSY_TIMEOUT_MS / 1000
     )
     try:
-        _refuse_foreign(db, path, application_id)
+        return _refuse_foreign(db, path, application_id)
     finally:
         db.close()
 
@@ -181,23 +207,55 @@ def inode_of(path: Path) -> int:
         return 0
 
 
-def _log_size(path: Path) -> int:
+def _size(path: Path | str) -> int:
     try:
-        return os.stat(f"{path}-wal").st_size  # noqa: PTH116
+        return os.stat(path).st_size  # noqa: PTH116
     except OSError:
         return 0
 
 
-def fold_log(db: sqlite3.Connection, path: Path, at_least: int, force_at: int) -> None:
-    """Copy the write-ahead log into the file once it is longer than `at_least` bytes.
+class LogFolder:
+    """Copies a file's write-ahead log back into it; work goes on if that fails, and so do tries.
 
-    Does not hinder readers or writers unless the log has outgrown `force_at` bytes.
+    Args:
+        db: a connection that serves nothing else.
+        path: the file.
     """
-    size = _log_size(path)
-    if size >= at_least:
-        mode = "TRUNCATE" if size >= force_at else "PASSIVE"
+
+    def __init__(self, db: sqlite3.Connection, path: Path) -> None:
+        self._db, self._path = db, path
+        self._pause_s = self._again_at = 0.0
+
+    def fold(self, at_least: int, force_at: int) -> None:
+        """Fold the log once it is longer than `at_least` bytes.
+
+        Does not hinder readers or writers unless the log has outgrown `force_at` bytes. An error
+        is logged when it begins and when it is over, and tries become rarer meanwhile.
+        """
+        if time.monotonic() < self._again_at:
+            return
         try:
-            db.execute(f"PRAGMA wal_checkpoint({mode})")
-        except sqlite3.OperationalError as error:
-            if not isinstance(translate(error, path), TransientError):
-                raise  # busy or full: the next round tries again
+            size = _size(f"{self._path}-wal")
+            if size >= at_least:
+                mode = "TRUNCATE" if size >= force_at else "PASSIVE"
+                self._db.execute(f"PRAGMA wal_checkpoint({mode})")
+        except sqlite3.ProgrammingError:
+            return  # closed meanwhile
+        except sqlite3.Error as error:
+            found = translate(error, self._path)
+            if not isinstance(found, TransientError):  # busy or full: the next round tries again
+                self._failed(found)
+        else:
+            if self._pause_s:
+                log.info("write-ahead log is folded back again", path=str(self._path))
+            self._pause_s = 0.0
+
+    def _failed(self, error: Exception) -> None:
+        if not self._pause_s:
+            log.error(
+                "write-ahead log cannot be folded back; work goes on, and it grows meanwhile",
+                path=str(self._path),
+                error=str(error),
+            )
+        self._pause_s = min(max(2 * self._pause_s, _FOLD_PAUSE_MIN_S), _FOLD_PAUSE_MAX_S)
+        self._again_at = time.monotonic() + self._pause_s

@@ -176,8 +176,10 @@ def test_a_lane_whose_log_was_lost(lab: Lab, damage: Damage, when: str) -> None:
     else:
         held = sum(checks.read_topic(lab, topic).received)
         worker = lab.start(*command)
-        grown = lambda: sum(checks.read_topic(lab, topic).received) > held  # noqa: E731
-        wait_until(lambda: not worker.alive or grown(), "it goes on")
+        wait_until(
+            lambda: not worker.alive or sum(checks.read_topic(lab, topic).received) > held,
+            "it goes on",
+        )
         commits = _commits(lab, topic)
         wait_until(lambda: not worker.alive or _commits(lab, topic) > commits, "it commits")
         worker.kill()

@@ -40,7 +40,7 @@ class _Died(Exception):
 
 
 class _Dying(SqliteStore):
-    """A store whose process dies right after a commit, before anything is published."""
+    """A store whose process dies right after a commit, before what it decided is published."""
 
     commits_left = 3
 
@@ -48,7 +48,7 @@ class _Dying(SqliteStore):
         self, groups: Sequence[Group], published: Sequence[int], guard: Claim | None = None
     ) -> CommitResult:
         result = await super().commit(groups, published, guard)
-        self.commits_left -= 1
+        self.commits_left -= bool(result.outbox)
         if self.commits_left == 0:
             raise _Died
         return result
@@ -119,7 +119,7 @@ def _batcher(pair: Opened, info: TopicInfo, member: str, poll_bytes: int) -> Mic
     )
 
 
-@pytest.mark.parametrize("commits", [1, 2, 3, 5, 8])
+@pytest.mark.parametrize("commits", [1, 2, 3, 4])
 @pytest.mark.timeout(30)
 async def test_the_next_owner_finishes_what_was_begun(
     open_pair: Callable[..., Awaitable[Opened]], commits: int
@@ -128,10 +128,9 @@ async def test_the_next_owner_finishes_what_was_begun(
     info = await _fill(dying[0])
     dying[1].commits_left = commits  # type: ignore[attr-defined]
     with pytest.raises(_Died):
-        await _batcher(dying, info, "first", 1_000).run(asyncio.Event())
+        await _batcher(dying, info, "first", 1).run(asyncio.Event())
     left = [item for p in (0, 1) for item in await dying[1].outbox(GROUP, EVENTS, p)]
-    assert left or commits == 1
-    published = {message.key for message in (item.message for item in left)}
+    assert left
 
     pair = await open_pair()
     bus, store = pair
@@ -156,7 +155,6 @@ async def test_the_next_owner_finishes_what_was_begun(
     await _check_bars(bus, store)
     keys = await _all(bus, BARS, 2)
     assert len(keys) == len(set(keys))
-    assert published or commits == 1
 
 
 async def _all_counted(bus: EmbeddedBus, store: SqliteStore) -> bool:

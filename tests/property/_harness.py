@@ -226,7 +226,7 @@ class World:
                 decode_checkpoint(claim.checkpoint) if claim.checkpoint else None,
                 self.spec.base_ns,
             )
-            assert not found.message
+            assert not found.cause
             await self.publish(await self.store.outbox(GROUP, EVENTS, number))
             self.owners[number] = Partition(
                 claim, found.checkpoint, self.spec, self.topics, codec, MAX_FUTURE_NS

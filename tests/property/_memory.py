@@ -183,6 +183,9 @@ class MemoryStore:
     async def migrate(self) -> None:
         return
 
+    async def schema_behind(self) -> int:
+        return 0
+
     async def heartbeat(
         self, group: str, topic: str, member: str, lease_ns: int, owned: Mapping[int, int]
     ) -> list[str]:
@@ -305,6 +308,9 @@ class MemoryStore:
         end: int | None = None,
     ) -> pl.DataFrame:
         raise NotImplementedError
+
+    async def gaps(self) -> list[Gap]:
+        return list(self.ledger)
 
     async def close(self) -> None:
         return

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from tests.property._harness import (
+    BARS,
     EVENTS,
     GROUP,
     LANE_MAX_FUTURE_NS,
@@ -224,6 +225,7 @@ class Workers:
         self.stop = asyncio.Event()
         self.tasks: list[asyncio.Task[None]] = []
         self.tokens: dict[int, int] = {}
+        self.appended = 0
 
     async def start(self, life: Life) -> None:
         """A new worker; those that died before it lose their leases."""
@@ -237,7 +239,7 @@ class Workers:
             codec,
             self.spec,
             info,
-            "",
+            BARS,
             LETTERS,
             replace(batcher_settings(member, 300, LANE_MAX_FUTURE_NS), lease_ns=_SHORT_NS),
             self.clock,
@@ -246,33 +248,47 @@ class Workers:
         self.tasks.append(asyncio.create_task(worker.run(self.stop)))
 
     async def done(self) -> bool:
-        """Whether the last worker has everything; every state on the way has to be sound."""
+        """Whether the last worker has counted everything; every state on the way has to be sound.
+
+        What is forwarded is received a second time, where it arrives. The log is looked at after
+        the checkpoints: so nothing can be on its way when both agree.
+        """
         last = f"m{len(self.tasks) - 1}"  # the one that does not die
-        ends = [(await self.bus.bounds(EVENTS, p)).next for p in range(PARTITIONS)]
+        counted, forwarded = {}, 0
         for row in await self.store.status(GROUP, EVENTS):
             assert row.token >= self.tokens.get(row.key.partition, 0)
             self.tokens[row.key.partition] = row.token
             if row.checkpoint:
                 checkpoint = decode_checkpoint(row.checkpoint)
                 assert checkpoint.counts.holds(), checkpoint.counts
-                if checkpoint.counted == ends[row.key.partition] and row.owner == last:
-                    ends[row.key.partition] = 0
-        return not any(ends)
+                forwarded += checkpoint.forwarded
+                if row.owner == last:
+                    counted[row.key.partition] = checkpoint.counted
+        bounds = [await self.bus.bounds(EVENTS, p) for p in range(PARTITIONS)]
+        arrived = sum(b.received for b in bounds) == self.appended + forwarded
+        return arrived and counted == {p: b.next for p, b in enumerate(bounds) if b.next}
 
     async def carry(self, appends: list[list[Entry]], lives: list[int]) -> None:
         """Append everything while workers come and go; the last of them lives."""
         await self.store.migrate()
-        await self.bus.create_topic(LETTERS, 1)
-        await self.bus.create_topic(EVENTS, PARTITIONS)
+        for name, partitions in ((EVENTS, PARTITIONS), (BARS, PARTITIONS), (LETTERS, 1)):
+            await self.bus.create_topic(name, partitions)
         for part in appends:
             await self.bus.append(EVENTS, part)
+            self.appended += sum(entry.count for entry in part)
             if lives:
                 await self.start(Life(lives.pop()))
         for calls in (*lives, -1):
             await self.start(Life(calls))
+        *mortal, last = self.tasks
         async with asyncio.timeout(20):
-            while not await self.done():
+            while not all(task.done() for task in mortal):
                 self.clock.advance(_SHORT_NS // 10)
+                await self.done()
+                await asyncio.sleep(0.001)
+            self.clock.advance(_SHORT_NS + 1)  # what the dead held is free now
+            while not await self.done():
+                assert not last.done(), last
                 await asyncio.sleep(0.001)
 
     async def check(self) -> None:
@@ -294,6 +310,8 @@ class Workers:
             if row.checkpoint:
                 counts.add(decode_checkpoint(row.checkpoint).counts)
         assert counts == expected.counts
+        for p in range(PARTITIONS):
+            assert await self.store.outbox(GROUP, EVENTS, p) == []
         letters = decoded_letters((await self.bus.poll(LETTERS, {0: 0}, 1 << 30, 0)).get(0, []))
         reasons = sorted(letter.reason for letter in letters)
         assert reasons == sorted(expected.reasons.elements())

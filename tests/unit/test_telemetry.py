@@ -87,6 +87,13 @@ def test_metrics_are_served_on_the_wanted_port() -> None:
     assert "_created" not in text
 
 
+@pytest.mark.parametrize(("announce", "level"), [(True, "info"), (False, "debug")])
+def test_where_metrics_are_served_is_told_once(announce: bool, level: str) -> None:
+    with structlog.testing.capture_logs() as logs:
+        telemetry.serve_metrics(0, announce=announce)
+    assert [(line["event"], line["log_level"]) for line in logs] == [("metrics are served", level)]
+
+
 def test_a_taken_port_moves_to_the_next_and_says_so(taken_port: int) -> None:
     with structlog.testing.capture_logs() as logs:
         port = telemetry.serve_metrics(taken_port)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from market_data_core.bars import BarBatch
 
 if TYPE_CHECKING:
     import polars as pl
+
+GapState = Literal["open", "filled", "verified", "unfillable"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +74,11 @@ class OutboxItem:
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """A hole in what is known: [from_ts, to_ts), UTC ns; symbol ``*`` for all symbols."""
+    """A hole in what is known: [from_ts, to_ts), UTC ns; symbol ``*`` for all symbols.
+
+    Attributes:
+        state: ``open`` until somebody has looked after it.
+    """
 
     provider: str
     symbol: str
@@ -80,6 +86,7 @@ class Gap:
     to_ts: int
     cause: str
     detail: str
+    state: GapState = "open"
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,6 +195,14 @@ class Store(Protocol):
         """Bring the schema to this release's version; safe to call at any time."""
         ...
 
+    async def schema_behind(self) -> int:
+        """How many steps `migrate` would take; writes nothing.
+
+        Raises:
+            UsageError: the schema is newer than this release.
+        """
+        ...
+
     async def heartbeat(
         self, group: str, topic: str, member: str, lease_ns: int, owned: Mapping[int, int]
     ) -> list[str]:
@@ -244,6 +259,10 @@ class Store(Protocol):
         end: int | None = None,
     ) -> pl.DataFrame:
         """Bars with start <= ts < end (UTC ns), ordered by key; None means any."""
+        ...
+
+    async def gaps(self) -> list[Gap]:
+        """The gap ledger, in the order of its entries."""
         ...
 
     async def close(self) -> None:

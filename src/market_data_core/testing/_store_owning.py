@@ -124,6 +124,17 @@ class StoreOwningSuite:
         assert await everything(await opened(open_store)) == before
         assert len(before[0]) == 1
 
+    async def test_how_far_the_schema_is_behind_is_told_without_a_change(
+        self, open_store: OpenStore
+    ) -> None:
+        """All steps before the first migration, none after it."""
+        store, other = open_store(ManualClock(T0)), open_store(ManualClock(T0))
+        behind = await store.schema_behind()
+        assert behind > 0
+        assert await store.schema_behind() == await other.schema_behind() == behind
+        await store.migrate()
+        assert await store.schema_behind() == await other.schema_behind() == 0
+
     # ---- members and claims ----------------------------------------------------------------
 
     async def test_members_live_as_long_as_they_tell(self, open_store: OpenStore) -> None:

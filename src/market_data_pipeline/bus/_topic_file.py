@@ -12,7 +12,14 @@ from typing import Literal
 
 from market_data_core.errors import LogLostError, UsageError
 from market_data_core.records import Bounds, Entry, Record, TopicInfo
-from market_data_store.sqlite_file import connect, fold_log, inode_of, transaction, translated
+from market_data_store.sqlite_file import (
+    LogFolder,
+    connect,
+    inode_of,
+    is_there,
+    transaction,
+    translated,
+)
 
 _APPLICATION_ID = 0x4D445042
 _FORMAT = 1
@@ -57,6 +64,7 @@ class TopicFile:
         self._read = connect(path, _APPLICATION_ID, synchronous)
         self._watch = connect(path, _APPLICATION_ID, synchronous)
         self._folder = connect(path, _APPLICATION_ID, synchronous)
+        self._folding = LogFolder(self._folder, path)
         self._inode = inode_of(path)
 
     def close(self) -> None:
@@ -262,11 +270,17 @@ class TopicFile:
 
     def fold(self) -> None:
         """Fold the write-ahead log back into the file, if it has grown."""
-        with self._closing, translated(self._path):
-            try:
-                fold_log(self._folder, self._path, _FOLD_AT, _FOLD_FORCED_AT)
-            except sqlite3.ProgrammingError:
-                return  # closed meanwhile
+        with self._closing:
+            self._folding.fold(_FOLD_AT, _FOLD_FORCED_AT)
+
+
+def exists(path: Path) -> bool:
+    """Whether there is a topic at `path`; an empty file is none, and stays empty.
+
+    Raises:
+        DamagedFileError: the file is corrupt, or another program's.
+    """
+    return is_there(path, _APPLICATION_ID)
 
 
 def no_topic(name: str) -> str:

@@ -17,15 +17,18 @@ from numpy.typing import NDArray
 
 from market_data_core.errors import RejectedError, UsageError
 from market_data_core.events import (
+    NAME_MAX,
     PROVIDER_RULE,
     REASONS,
     SRC_TS_MAX,
     SRC_TS_MIN,
+    SYMBOL_RULE,
     EventBatch,
     Kind,
     Rejected,
     StreamEvent,
     is_provider,
+    parse_ts,
 )
 from market_data_core.intervals import canonical_interval
 from market_data_core.records import CodecName, Mark
@@ -63,6 +66,17 @@ class _Header(msgspec.Struct, array_like=True, frozen=True):
     columns: list[_Column]
 
 
+class _Peek(msgspec.Struct, array_like=True, frozen=True):
+    """A header of which only the columns are looked at."""
+
+    provider: msgspec.Raw
+    kind: msgspec.Raw
+    interval: msgspec.Raw
+    symbols: msgspec.Raw
+    rows: int
+    columns: list[_Column]
+
+
 class _RejectedWire(msgspec.Struct, array_like=True, frozen=True):
     reason: str
     detail: str
@@ -71,6 +85,7 @@ class _RejectedWire(msgspec.Struct, array_like=True, frozen=True):
 
 
 _header_decoder = msgspec.msgpack.Decoder(_Header)
+_peek_decoder = msgspec.msgpack.Decoder(_Peek)
 _mark_decoder = msgspec.msgpack.Decoder(Mark)
 _rejected_decoder = msgspec.msgpack.Decoder(_RejectedWire)
 
@@ -215,7 +230,8 @@ def _check(batch: EventBatch, codes: NDArray[Any]) -> None:
     _require(text == text.upper(), "a symbol is not in upper case")
     _require(len(set(symbols)) == len(symbols), "a symbol is named twice")
     _require(is_provider(batch.provider), PROVIDER_RULE)
-    _require("" not in symbols, "a symbol has no name")
+    lengths = list(map(len, symbols))
+    _require(min(lengths) > 0 and max(lengths) <= NAME_MAX, SYMBOL_RULE)
     bad_interval = batch.kind == "bar" and not _is_interval(batch.interval)
     _require(not bad_interval, "the interval is not in its usual form")
     times = batch.src_ts
@@ -251,8 +267,28 @@ def _require(holds: object, message: str) -> None:
 
 def _checked_mark(mark: Mark) -> Mark:
     _require(SRC_TS_MIN <= mark.ts < SRC_TS_MAX, "a mark's time is outside the years 1900 to 2200")
-    _require(mark.count >= 0, "a mark counts fewer than no events")
+    _require((mark.count or 0) >= 0, "a mark counts fewer than no events")
     return mark
+
+
+def oldest_ingest(payload: bytes, /) -> int | None:
+    """When the oldest of a payload's events was first seen, from its header alone.
+
+    Returns:
+        UTC ns; None if the payload does not tell.
+    """
+    magic = payload[:4]
+    if magic in (_MARK, _REJECTED):
+        return None
+    try:
+        if magic != _COLUMNS:
+            seen = decode_event(payload).ingest_ts
+            return parse_ts(seen) if seen else None
+        at = len(_COLUMNS) + _HEADER_LENGTH
+        size = int.from_bytes(payload[len(_COLUMNS) : at], "little")
+        return _peek_decoder.decode(payload[at : at + size]).columns[3].base or None
+    except (msgspec.MsgspecError, RejectedError, IndexError):
+        return None
 
 
 def decode(payload: bytes, /) -> EventBatch | Mark | Rejected | StreamEvent:

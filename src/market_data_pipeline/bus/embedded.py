@@ -19,7 +19,7 @@ from market_data_core.config import EmbeddedBusSettings
 from market_data_core.errors import UsageError
 from market_data_core.records import Bounds, Entry, Record, TopicInfo
 from market_data_core.registry import Backend
-from market_data_pipeline.bus._topic_file import NoTopicError, TopicFile, no_topic
+from market_data_pipeline.bus._topic_file import NoTopicError, TopicFile, exists, no_topic
 
 T = TypeVar("T")
 
@@ -184,7 +184,7 @@ class EmbeddedBus:
             raise RuntimeError(msg)
         if name not in self._files:
             file = self._file(name)
-            if partitions is None and not file.exists():
+            if partitions is None and not exists(file):
                 raise NoTopicError(no_topic(name))
             self._files[name] = TopicFile(file, name, partitions, self._synchronous)
         return self._files[name]

@@ -19,12 +19,16 @@ from rich.table import Table
 
 from market_data_core.config import Settings
 from market_data_core.intervals import format_interval
+from market_data_pipeline.allocator import keep_freed_memory
 from market_data_pipeline.assembly import Summary
 from market_data_pipeline.backends import open_backends
 from market_data_pipeline.flow import Flow
 from market_data_pipeline.telemetry import configure_logging, serve_metrics
 
 T = TypeVar("T")
+
+RECORDING = "recording"
+"""Title of a run that ends by itself."""
 
 _REFRESH_S = 0.25
 _STOPPED_AT_ONCE = 130
@@ -43,20 +47,24 @@ def execute(
     The first Ctrl-C (or SIGTERM) asks it to end, a second one ends the process at once: what was
     acknowledged is durable in either case.
     """
+    keep_freed_memory()
     telemetry = settings.telemetry
     configure_logging(telemetry.log_level, telemetry.log_json)
     if telemetry.metrics_port:
-        serve_metrics(telemetry.metrics_port, telemetry.metrics_host)
+        announce = title != RECORDING  # which is short: who looks at its metrics knows the port
+        serve_metrics(telemetry.metrics_port, telemetry.metrics_host, announce)
     return asyncio.run(_execute(settings, work, title))
 
 
 async def _execute(
     settings: Settings, work: Callable[[Flow, asyncio.Event], Awaitable[T]], title: str
 ) -> T:
-    stop = asyncio.Event()
+    stop, console = asyncio.Event(), Console(stderr=True)
 
     def ask() -> None:
         if stop.is_set():
+            if console.is_terminal:  # which the live progress has left without a cursor
+                console.show_cursor()
             os._exit(_STOPPED_AT_ONCE)
         stop.set()
 
@@ -65,7 +73,7 @@ async def _execute(
         loop.add_signal_handler(number, ask)
     async with open_backends(settings) as backends:
         flow = Flow(settings, backends)
-        showing = asyncio.create_task(_show(flow, title))
+        showing = asyncio.create_task(_show(flow, title, console))
         try:
             return await work(flow, stop)
         finally:
@@ -74,9 +82,8 @@ async def _execute(
                 await showing
 
 
-async def _show(flow: Flow, title: str) -> None:
+async def _show(flow: Flow, title: str, console: Console) -> None:
     """Live progress on a terminal; nothing elsewhere."""
-    console = Console(stderr=True)
     if not console.is_terminal:
         return
     began, before, at = time.monotonic(), 0, time.monotonic()

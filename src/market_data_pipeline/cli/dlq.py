@@ -98,7 +98,7 @@ def show_letter(
     if found is None:
         msg = f"there is no dead letter {letter_id}; see mdp dlq list"
         raise MdpError(msg)
-    original = found[2].original
+    original = found[2].as_sent
     if raw:
         _output.write_bytes(original)
         return
@@ -133,7 +133,7 @@ def _row(found: Found) -> dict[str, object]:
         format_ts(letter.src_ts) if letter.src_ts else None,
         letter.detail,
         letter.events,
-        len(letter.original),
+        len(letter.as_sent),
     )
     return dict(zip(_COLUMNS, values, strict=True))
 

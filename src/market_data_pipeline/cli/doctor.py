@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -16,6 +16,7 @@ from market_data_pipeline.cli import _output
 if TYPE_CHECKING:
     from market_data_core.config import Settings
     from market_data_core.contracts.bus import Bus
+    from market_data_core.contracts.store import Gap
 
 State = Literal["ok", "warn", "fail"]
 
@@ -132,20 +133,21 @@ def _folders(settings: Settings) -> Iterator[_Check]:
     from market_data_pipeline.backends import store_file
 
     file = store_file(settings)
-    folders = {file.parent} if file is not None else set()
+    folders = {"store": file.parent} if file is not None else {}
     if settings.bus.type == "embedded":
-        folders.add(Path(settings.bus.embedded.path))
-    for folder in sorted(folders):
+        folders["bus"] = Path(settings.bus.embedded.path)
+    for whose, folder in folders.items():
         there = next(p for p in (folder, *folder.absolute().parents) if p.exists())
         if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
             text = f"{folder} cannot be written; change its permissions, or set MDP_HOME"
-            yield _Check("folder", "fail", text)
+            yield _Check(f"{whose} folder", "fail", text)
             continue
-        yield _Check("folder", "ok", f"{folder}{'' if there == folder else ' (not yet made)'}")
+        text = f"{folder}{'' if there == folder else ' (not yet made)'}"
+        yield _Check(f"{whose} folder", "ok", text)
         free = shutil.disk_usage(there).free
         state: State = "fail" if free < _FREE_FAIL else "warn" if free < _FREE_WARN else "ok"
         advice = "" if state == "ok" else "; make room, or lower bus.retention"
-        yield _Check("disk", state, f"{_size(free)} free at {there}{advice}")
+        yield _Check(f"{whose} disk", state, f"{_size(free)} free at {there}{advice}")
 
 
 def _port(settings: Settings) -> _Check:
@@ -181,17 +183,25 @@ async def _guarded(name: str, check: Callable[[], Awaitable[list[_Check]]]) -> l
 async def _bus(settings: Settings) -> list[_Check]:
     from market_data_pipeline.backends import open_bus
 
+    found = []
+    if settings.bus.type == "embedded":
+        files = sorted(Path(settings.bus.embedded.path).glob("*.db"))
+        empty = ", ".join(str(file) for file in files if not file.stat().st_size)
+        if empty:
+            text = f"empty: {empty}; if it was a log, what it held is lost"
+            found = [_Check("bus files", "warn", text)]
     bus = open_bus(settings)
     try:
         topics = await bus.topics()
         if not topics:
-            return [_Check("bus", "ok", "no topics yet")]
+            return [*found, _Check("bus", "ok", "no topics yet")]
         for topic in topics:
             for number in range(topic.partitions):
                 await _ends(bus, topic.name, number)
         names = ", ".join(topic.name for topic in topics[:5])
         more = f" and {len(topics) - 5} more" if len(topics) > 5 else ""
-        return [_Check("bus", "ok", f"{len(topics)} topics can be read: {names}{more}")]
+        text = f"{len(topics)} topics can be read: {names}{more}"
+        return [*found, _Check("bus", "ok", text)]
     finally:
         await bus.close()
 
@@ -223,8 +233,12 @@ async def _store(settings: Settings) -> list[_Check]:
         return [_Check("store", "ok", "no store yet; the first run makes one")]
     store = open_store(settings)
     try:
-        await store.migrate()
+        behind = await store.schema_behind()
+        if behind:
+            text = f"its schema lacks {behind} steps of this release's; the next run takes them"
+            return [_Check("store", "warn", text)]
         terms = await read_counts(store, settings.bus.group)
+        gaps = [gap for gap in await store.gaps() if gap.state == "open"]
     finally:
         await store.close()
     found = [_Check("store", "ok", "opens, and its schema is this release's")]
@@ -234,7 +248,22 @@ async def _store(settings: Settings) -> list[_Check]:
         found.append(_Check("conservation", "fail", text))
     else:
         found.append(_Check("conservation", "ok", f"holds for all {len(terms)} partitions"))
-    return found
+    return [*found, _gaps(gaps)]
+
+
+def _gaps(gaps: Sequence[Gap]) -> _Check:
+    from market_data_core.events import format_ts
+
+    if not gaps:
+        return _Check("gaps", "ok", "none is open")
+    last = max(gaps, key=lambda gap: (gap.to_ts, gap.from_ts))
+    span = f"{format_ts(last.from_ts)} to {format_ts(last.to_ts)}"
+    cause = last.cause.replace("_", " ")
+    text = (
+        f"{len(gaps)} open, the latest of {last.provider}, {span} ({cause}); "
+        "bars with the state 'gap' lack events, see docs/how-to/recover-from-a-lost-log.md"
+    )
+    return _Check("gaps", "warn", text)
 
 
 def _size(count: int) -> str:

@@ -137,7 +137,7 @@ def _recorded(settings: Settings, files: list[str], name: str | None, options: A
     async def work(flow: Flow, stop: asyncio.Event) -> Summary:
         return await flow.record(recording, stop)
 
-    _finish(settings, work, "recording")
+    _finish(settings, work, _session.RECORDING)
 
 
 def _finish(

@@ -234,6 +234,7 @@ def _letters(record: Record) -> Iterator[tuple[dict[str, object], str]]:
     for i, letter in enumerate(decode_letters(record.payload)):
         fields = msgspec.structs.asdict(letter) | {
             "src_ts": format_ts(letter.src_ts) if letter.src_ts else None,
-            "original": _text(letter.original),
+            "original": _text(letter.as_sent),
         }
+        del fields["message"]
         yield {"id": f"{record.offset}.{i}", **fields}, letter.symbol

@@ -39,6 +39,12 @@ class Counts(msgspec.Struct):
             self.stored + self.open + self.deduplicated + self.late + self.dead_lettered + self.lost
         )
 
+    def moved(self, events: int) -> Counts:
+        """The terms after so many stored events have turned out to be dead letters."""
+        return msgspec.structs.replace(
+            self, stored=self.stored - events, dead_lettered=self.dead_lettered + events
+        )
+
     def add(self, other: Counts) -> None:
         """Add `other`, term by term."""
         for name in self.__struct_fields__:
@@ -93,6 +99,8 @@ class Checkpoint(msgspec.Struct, kw_only=True):
         forwarded: events that belonged to another partition and were sent there.
         ended: the lane's end mark was read.
         bars: bars given to the store, not counting new versions.
+        bad: (batch, row) of the latest group's bars that the database refused, for its owner if
+            the answer of that commit was lost.
     """
 
     log_id: str
@@ -104,6 +112,7 @@ class Checkpoint(msgspec.Struct, kw_only=True):
     forwarded: int = 0
     ended: bool = False
     bars: int = 0
+    bad: list[tuple[int, int]] = []
     counts: Counts = msgspec.field(default_factory=Counts)
     streams: list[StreamState] = []
 

@@ -10,11 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from market_data_core.bars import BarBatch
+from market_data_core.contracts.bus import Codec
 from market_data_core.contracts.store import BadRow, Claim, Gap, Message
 from market_data_core.deadletters import DeadLetter, encode_letters
 from market_data_core.events import REASONS, EventBatch, Rejected
 from market_data_core.intervals import format_interval
+from market_data_core.partitioning import partition_of
 from market_data_core.records import Record
+from market_data_pipeline.windows.aggregate import Events
 from market_data_pipeline.windows.checkpoint import Checkpoint
 from market_data_pipeline.windows.collected import Closed
 from market_data_pipeline.windows.stream import WindowStream
@@ -62,12 +65,11 @@ class PartitionGroup:
     def finish(self, bad: Sequence[BadRow]) -> tuple[bytes, Sequence[Message]]:
         """The checkpoint and messages, given which bars could not be written."""
         letters = [*self.letters, *(self._letter(row) for row in bad)]
-        checkpoint, events = self.checkpoint, self.moved(bad)
-        if events:
-            counts = msgspec.structs.replace(checkpoint.counts)
-            counts.stored -= events
-            counts.dead_lettered += events
-            checkpoint = msgspec.structs.replace(checkpoint, counts=counts)
+        checkpoint = self.checkpoint
+        if bad:
+            counts = checkpoint.counts.moved(self.moved(bad))
+            rows = [(row.batch, row.row) for row in bad]
+            checkpoint = msgspec.structs.replace(checkpoint, counts=counts, bad=rows)
         key = self.claim.key
         origin = f"{key.group}/{key.topic}/{key.partition}"
         prefix = f"{origin}/{self.claim.token}/{self.claim.sequence}/letters"
@@ -108,7 +110,7 @@ def _portions(letters: Sequence[DeadLetter]) -> Iterable[list[DeadLetter]]:
             yield part
             part, size = [], 0
         part.append(letter)
-        size += len(letter.original)
+        size += len(letter.original) + len(letter.message)
     if part:
         yield part
 
@@ -144,6 +146,40 @@ class Topics:
     letters: str
 
 
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a batch's rows stand in the log.
+
+    Attributes:
+        position: offset of the first record.
+        singles: for single events, the record of each row; None if one record holds all rows.
+    """
+
+    position: int
+    singles: Sequence[Record] | None = None
+
+    def take(self, rows: NDArray[np.bool_] | NDArray[np.intp]) -> Origin:
+        """The origin of some of the rows, by a mask or by indices."""
+        if self.singles is None:
+            return self
+        index = np.flatnonzero(rows) if rows.dtype == bool else rows
+        return replace(self, singles=[self.singles[i] for i in index.tolist()])
+
+    @property
+    def offsets(self) -> NDArray[np.int64] | None:
+        """Each row's offset; None if one record holds all rows."""
+        if self.singles is None:
+            return None
+        return np.array([record.offset for record in self.singles], np.int64)
+
+    def of_row(self, row: int) -> tuple[int, bytes]:
+        """The offset of a row, and its message if that holds nothing else."""
+        if self.singles is None:
+            return self.position, b""
+        record = self.singles[row]
+        return record.offset, record.payload
+
+
 class Letters:
     """Dead letters of one partition that wait for the next group."""
 
@@ -175,9 +211,13 @@ class Letters:
             )
         )
 
-    def events(self, batch: EventBatch, position: int, reason: str) -> None:
-        """Events that were read but cannot be used, from the record at `position`."""
-        for event, src_ts in zip(batch.events(), batch.src_ts.tolist(), strict=True):
+    def events(self, batch: EventBatch, origin: Origin, reason: str) -> None:
+        """Events that were read but cannot be used."""
+        for i, (event, src_ts) in enumerate(
+            zip(batch.events(), batch.src_ts.tolist(), strict=True)
+        ):
+            original = msgspec.json.encode(event)
+            offset, message = origin.of_row(i)
             self._letters.append(
                 DeadLetter(
                     reason=reason,
@@ -185,13 +225,54 @@ class Letters:
                     topic=self._topic,
                     log_id=self._log_id,
                     partition=self._partition,
-                    offset=position,
-                    original=msgspec.json.encode(event),
+                    offset=offset,
+                    original=original,
                     provider=event.provider,
                     symbol=event.symbol,
                     src_ts=src_ts,
+                    message=b"" if message == original else message,
                 )
             )
+
+
+def batch_of(provider: str, stream: WindowStream, events: Events) -> EventBatch:
+    """Ticks of a stream as a batch again; their ingest times are not kept."""
+    return EventBatch(
+        provider,
+        "tick",
+        format_interval(stream.spec.base_ns),
+        tuple(stream.symbols),
+        events.codes,
+        events.ts,
+        events.seq,
+        events.ts,
+        events.close,
+        events.volume,
+        events.ohl,
+    )
+
+
+def forwards(
+    batch: EventBatch, topics: Topics, codec: Codec, place: str, number: int
+) -> Iterable[Message]:
+    """Messages that take events to the partitions of their symbols.
+
+    Args:
+        batch: the events.
+        topics: where they are.
+        codec: how payloads are written.
+        place: the record they came from; with `number`, which rises, the messages' keys.
+        number: of the first message.
+    """
+    target = np.array([partition_of(s, topics.partitions) for s in batch.symbols])
+    owners = target[batch.codes]
+    for to in np.unique(owners).tolist():
+        part = batch.take(owners == to)
+        span = int(part.src_ts.min()), int(part.src_ts.max())
+        for payload in codec.encode_events(part, "columnar"):
+            key = f"{place}/to/{to}/{number}"
+            number += 1
+            yield Message(topics.events, key, payload, len(part), to, part.provider, *span)
 
 
 def rounded(provider: str, stream: WindowStream, closed: Closed) -> list[Decided]:

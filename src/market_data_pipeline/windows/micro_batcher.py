@@ -23,11 +23,11 @@ from market_data_core.contracts.store import (
 from market_data_core.errors import FencedError, TransientError
 from market_data_core.records import Entry, TopicInfo
 from market_data_pipeline.observe import Observer
-from market_data_pipeline.windows.assigner import FOREVER, NEVER, WindowSpec
+from market_data_pipeline.windows.assigner import FOREVER, NEVER, WindowSpec, floor_to
 from market_data_pipeline.windows.checkpoint import Counts, decode_checkpoint
 from market_data_pipeline.windows.group import PartitionGroup, Topics
 from market_data_pipeline.windows.partition import Partition
-from market_data_pipeline.windows.recovery import recover
+from market_data_pipeline.windows.recovery import Recovered, recover, tell_losses
 from market_data_pipeline.windows.settings import BatcherSettings, History
 from market_data_pipeline.windows.writer import GroupWriter
 
@@ -36,6 +36,8 @@ log = structlog.get_logger("micro_batcher")
 _TICK_S = 0.02
 _RETAIN_EVERY_S = 60.0
 _PENDING_ROWS_MAX = 20_000
+_STEP_NS = 600 * 10**9
+"""Event time over which a lane asks at once what others know."""
 
 
 class MicroBatcher:
@@ -78,6 +80,7 @@ class MicroBatcher:
         self._writer = GroupWriter(bus, store, observer, guard)
         self._owned: dict[int, Partition] = {}
         self._known_to: dict[tuple[int, str], int] = {}
+        self._stepping: set[tuple[int, str]] = set()
         self._committing: asyncio.Task[None] | None = None
         self._beat_at = self._commit_at = self._retain_at = 0.0
         self._before: dict[int, int] = {}
@@ -105,7 +108,8 @@ class MicroBatcher:
     def ended(self) -> bool:
         """Whether every partition was read to its end mark and committed."""
         done = [p for p in self._owned.values() if p.ended and not p.restoring and not p.dirty]
-        return len(done) == self._info.partitions and self._committing is None
+        whole = len(done) == self._info.partitions and not self._stepping
+        return whole and self._committing is None
 
     async def run(self, stop: asyncio.Event, drain_s: float = 0.0) -> None:
         """Work until `stop` is set or the lane has ended; then commit and let go.
@@ -178,23 +182,23 @@ class MicroBatcher:
         stale = self._clock.now_ns() - s.lease_ns
         held = {r.key.partition for r in rows if r.owner and r.heartbeat >= stale}
         free = [p for p in range(self._info.partitions) if p not in self._owned and p not in held]
+        found: dict[int, Recovered] = {}
         for number in free[:wanted]:
             key = PartitionKey(s.group, self._info.name, number)
             claim = await self._writer.retry(
                 lambda key=key: self._store.claim(key, s.member, s.lease_ns)  # type: ignore[misc]
             )
             if claim:
-                await self._adopt(claim)
+                found[number] = await self._adopt(claim)
+        if tell_losses(self._info.name, found):
+            self._observer.error("log_lost")
 
-    async def _adopt(self, claim: Claim) -> None:
+    async def _adopt(self, claim: Claim) -> Recovered:
         number = claim.key.partition
         checkpoint = decode_checkpoint(claim.checkpoint) if claim.checkpoint else None
         found = await self._writer.retry(
             lambda: recover(self._bus, self._info, number, checkpoint, self._spec.base_ns)
         )
-        if found.message:
-            log.error("the log has lost events", message=found.message)
-            self._observer.error("log_lost")
         left = await self._writer.retry(
             lambda: self._store.outbox(claim.key.group, claim.key.topic, number)
         )
@@ -211,9 +215,11 @@ class MicroBatcher:
         partition.dirty = bool(found.gaps)
         self._owned[number] = partition
         self._known_to = {key: to for key, to in self._known_to.items() if key[0] != number}
+        self._stepping = {key for key in self._stepping if key[0] != number}
         self._before[number] = found.checkpoint.counts.received
         self._observer.adopted(number, found.checkpoint.counts)
         log.debug("partition owned", topic=self._info.name, partition=number, token=claim.token)
+        return found
 
     # ---- reading ---------------------------------------------------------------------------
 
@@ -224,7 +230,7 @@ class MicroBatcher:
             if partition.restoring or not partition.ended
         }
         if not positions:
-            await asyncio.sleep(_TICK_S)
+            await asyncio.sleep(0 if self._stepping else _TICK_S)
             return False
         began = self._clock.now_ns()
         found = await self._writer.retry(
@@ -267,7 +273,11 @@ class MicroBatcher:
             await self._settle_commit()
 
     async def _consult(self, history: History, partition: Partition, provider: str) -> int:
-        """Bring in what others know of the windows about to close; returns how far they may."""
+        """Bring in what others know of the windows about to close; returns how far they may.
+
+        A recording with few events of its own must not bring in all that others hold between its
+        first and its last one: windows without any are passed over, the rest comes in steps.
+        """
         number, stream = partition.claim.key.partition, partition.ticks[provider]
         begin = self._known_to.get((number, provider))
         if begin is None:
@@ -278,9 +288,15 @@ class MicroBatcher:
                 await self._resettle(history, partition, provider, begin)
         limit = await self._writer.retry(lambda: history.limit(provider, number, begin))
         target = min(stream.watermark, stream.known_until(), limit)
-        if target > begin:
+        start = max(begin, min(stream.needed_from(), target))
+        step = floor_to(max(_STEP_NS, *self._spec.intervals_ns), self._spec.base_ns)
+        self._stepping.discard((number, provider))
+        if target > start + step:
+            target = limit = start + step
+            self._stepping.add((number, provider))
+        if target > start:
             batches = await self._writer.retry(
-                lambda: history.known(provider, number, begin, target)
+                lambda: history.known(provider, number, start, target)
             )
             for batch in batches:
                 stream.inject(batch)
@@ -352,15 +368,20 @@ class MicroBatcher:
         await self._writer.publish(result.outbox)
 
     async def _retain(self) -> None:
-        """Forget records that every window has passed and that are old enough."""
+        """Forget records that are old enough: of events, those that every window has passed."""
         now, s = time.monotonic(), self._settings
         if now < self._retain_at or not s.live:
             return
         self._retain_at = now + _RETAIN_EVERY_S
         before = self._clock.now_ns() - s.retention_ns
-        for number, partition in list(self._owned.items()):
-            resume = partition.committed_resume
-            try:
-                await self._bus.trim(self._info.name, number, resume, before, s.retention_bytes)
-            except TransientError as error:  # the next round tries again
-                log.warning("the log could not be trimmed", error=str(error))
+        read = {(self._info.name, n): p.committed_resume for n, p in self._owned.items()}
+        try:
+            if 0 in self._owned:  # one worker is enough for what nobody has to have read
+                for name in (self._topics.bars, self._topics.letters):
+                    info = await self._bus.find_topic(name)
+                    for number in range(info.partitions if info else 0):
+                        read[name, number] = (await self._bus.bounds(name, number)).next
+            for (name, number), resume in read.items():
+                await self._bus.trim(name, number, resume, before, s.retention_bytes)
+        except TransientError as error:  # the next round tries again
+            log.warning("the log could not be trimmed", error=str(error))

@@ -93,12 +93,12 @@ class OfficialBars:
         write = joined.take(ordered.arrival[new & last])
         # every version of a bar is an event: those that came now stand or fall with its row
         ends = np.flatnonzero(last)
-        fresh = np.add.reduceat(new.astype(np.int64), np.concatenate(([0], ends[:-1] + 1)))
+        counts = np.add.reduceat(new.astype(np.int64), np.concatenate(([0], ends[:-1] + 1)))
         keep = joined.take(np.sort(ordered.arrival))
         keep = keep.take(keep.src_ts >= self._watermark - self._horizon)
         self._recent = keep if len(keep) else None
         return OfficialTaken(
-            [Decided(_bars(write), fresh[new[ends]])] if len(write) else [],
+            [Decided(_bars(write), counts[new[ends]])] if len(write) else [],
             int(new.sum()),
             len(duplicates),
             np.flatnonzero(late),

@@ -27,9 +27,22 @@ from market_data_core.wire import BatchBuilder
 from market_data_pipeline.windows.aggregate import Index
 from market_data_pipeline.windows.assigner import FOREVER, NEVER, WindowSpec, floor_to
 from market_data_pipeline.windows.checkpoint import Checkpoint
-from market_data_pipeline.windows.group import Decided, Letters, PartitionGroup, Topics, rounded
+from market_data_pipeline.windows.group import (
+    Decided,
+    Letters,
+    Origin,
+    PartitionGroup,
+    Topics,
+    batch_of,
+    forwards,
+    rounded,
+)
 from market_data_pipeline.windows.official import OfficialBars
+from market_data_pipeline.windows.recovery import tell_difference
 from market_data_pipeline.windows.stream import WindowStream
+
+_PAUSE_MAX_NS = 3_600 * 10**9
+"""A feed that paused on purpose and stays away for so long is as silent as any other."""
 
 
 class Partition:
@@ -76,7 +89,7 @@ class Partition:
         self._letters = Letters(topics.events, checkpoint.log_id, claim.key.partition)
         self._forwards: list[Message] = []
         self._builder = BatchBuilder()
-        self._singles: list[tuple[Record, bytes]] = []
+        self._singles: list[Record] = []
         self._symbols_checked: dict[tuple[str, ...], Index | None] = {}
         self.dirty = False
         for state in checkpoint.streams:
@@ -121,7 +134,7 @@ class Partition:
         else:
             self._flush_singles()
             if isinstance(item, EventBatch):
-                self._take_batch(item, record, record.offset, new)
+                self._take_batch(item, record, Origin(record.offset), new)
             elif isinstance(item, Rejected):
                 if new:
                     self._reject(record, item)
@@ -156,7 +169,7 @@ class Partition:
         self._letters.rejected(record, item)
 
     def _take_single(self, event: StreamEvent, record: Record) -> None:
-        if self._singles and self._is_new(self._singles[0][0]) != self._is_new(record):
+        if self._singles and self._is_new(self._singles[0]) != self._is_new(record):
             self._flush_singles()
         token, latest = len(self._singles), self._latest(record)
         try:
@@ -165,22 +178,22 @@ class Partition:
             if self._is_new(record):
                 self._reject(record, Rejected(error.reason, str(error), record.payload))
             return
-        self._singles.append((record, record.payload))
+        self._singles.append(record)
 
     def _flush_singles(self) -> None:
         """Hand over the single events read in a row, as batches."""
         if not self._singles:
             return
         singles, self._singles = self._singles, []
-        first = singles[0][0]
-        new = self._is_new(first)
-        batches, rejected = self._builder.build()
+        new = self._is_new(singles[0])
+        batches, rejected = self._builder.build_with_tokens()
         for index, reason in rejected:
             if new:
-                record, original = singles[index]
-                self._reject(record, Rejected(reason, REASONS[reason], original))
-        for batch in batches:  # each event's time was already held against its own append
-            self._take_batch(batch, singles[-1][0], first.offset, new)
+                record = singles[index]
+                self._reject(record, Rejected(reason, REASONS[reason], record.payload))
+        for batch, tokens in batches:
+            records = [singles[token] for token in tokens]
+            self._take_batch(batch, records[-1], Origin(records[0].offset, records), new)
 
     def _take_mark(self, mark: Mark, record: Record, new: bool) -> None:
         if mark.kind != "idle":  # which is our own word: the silence goes on
@@ -193,6 +206,7 @@ class Partition:
             return
         if mark.kind == "end":
             self.ended = True
+            tell_difference(self.topics.events, mark, record)
             for stream in self.ticks.values():
                 stream.advance(FOREVER)
             return
@@ -206,35 +220,44 @@ class Partition:
         else:
             stream.advance(mark.ts)
 
-    def _take_batch(self, batch: EventBatch, record: Record, position: int, new: bool) -> None:
+    def _take_batch(self, batch: EventBatch, record: Record, origin: Origin, new: bool) -> None:
+        """Take the events of one stream; `record` is the last one that they came from."""
         self.last_append[batch.provider] = record.append_ts
         mine = self._own_rows(batch)
         if mine is not None:
             if new:
                 self._forward(batch.take(~mine), record)
-            batch = batch.take(mine)
-        ahead = batch.src_ts > self._latest(record)
-        if ahead.any():
-            if new:
-                self._counts.dead_lettered += int(ahead.sum())
-                self._letters.events(batch.take(ahead), position, "future")
-            batch = batch.take(~ahead)
+            batch, origin = batch.take(mine), origin.take(mine)
+        if origin.singles is None:  # single events were held against their own append already
+            batch = self._less_ahead(batch, record, origin, new)
         if not len(batch):
             return
         if batch.kind == "bar":
             if new:
-                self._take_official(batch, position)
+                self._take_official(batch, origin)
             return
         stream = self.stream(batch.provider)
         if not new:
-            stream.restore(batch, position)
+            stream.restore(batch, origin.position)
             return
-        late = stream.add(batch, position)
+        late = stream.add(batch, origin.position, origin.offsets)
         if len(late):
             self._counts.late += len(late)
-            self._letters.events(batch.take(late), position, "late")
+            self._letters.events(batch.take(late), origin.take(late), "late")
 
-    def _take_official(self, batch: EventBatch, position: int) -> None:
+    def _less_ahead(
+        self, batch: EventBatch, record: Record, origin: Origin, new: bool
+    ) -> EventBatch:
+        """The events whose times are believed; the others are set aside."""
+        ahead = batch.src_ts > self._latest(record)
+        if not ahead.any():
+            return batch
+        if new:
+            self._counts.dead_lettered += int(ahead.sum())
+            self._letters.events(batch.take(ahead), origin, "future")
+        return batch.take(~ahead)
+
+    def _take_official(self, batch: EventBatch, origin: Origin) -> None:
         key = (batch.provider, batch.interval)
         if key not in self._official:
             self._official[key] = OfficialBars(self.spec, *key)
@@ -244,8 +267,8 @@ class Partition:
         self._counts.deduplicated += taken.deduplicated
         self._counts.late += len(taken.late)
         self._counts.dead_lettered += len(taken.conflicts)
-        self._letters.events(batch.take(taken.late), position, "late")
-        self._letters.events(batch.take(taken.conflicts), position, "id_conflict")
+        for rows, reason in ((taken.late, "late"), (taken.conflicts, "id_conflict")):
+            self._letters.events(batch.take(rows), origin.take(rows), reason)
 
     def _own_rows(self, batch: EventBatch) -> Index | None:
         """Which rows belong to this partition; None if all do."""
@@ -265,19 +288,9 @@ class Partition:
     def _forward(self, batch: EventBatch, record: Record) -> None:
         """Send misplaced events where their symbols belong; they are received there."""
         self._forwarded += len(batch)
-        target = np.array([partition_of(s, self.topics.partitions) for s in batch.symbols])
-        owners = target[batch.codes]
-        for to in np.unique(owners).tolist():
-            part = batch.take(owners == to)
-            for payload in self._codec.encode_events(part, "columnar"):
-                # single events of several streams share a position: only a number tells them apart
-                place = f"{self.claim.key.group}/{self.topics.events}/{record.partition}"
-                key = f"{place}/{record.offset}/to/{to}/{len(self._forwards)}"
-                message = Message(self.topics.events, key, payload, len(part), to)
-                span = int(part.src_ts.min()), int(part.src_ts.max())
-                self._forwards.append(
-                    replace(message, provider=part.provider, min_ts=span[0], max_ts=span[1])
-                )
+        # single events of several streams share a position: only a number tells them apart
+        place = f"{self.claim.key.group}/{self.topics.events}/{record.partition}/{record.offset}"
+        self._forwards += forwards(batch, self.topics, self._codec, place, len(self._forwards))
 
     def collect(self, provider: str, limit: int = FOREVER) -> None:
         """Close and restate what is due of one provider's windows."""
@@ -286,9 +299,9 @@ class Partition:
         self._counts.stored += collected.stored
         self._counts.deduplicated += collected.deduplicated
         for events, position in collected.conflicts:
-            batch = stream.batch_of(events, provider)
+            batch = batch_of(provider, stream, events)
             self._counts.dead_lettered += len(batch)
-            self._letters.events(batch, position, "id_conflict")
+            self._letters.events(batch, Origin(position), "id_conflict")
         for closed in collected.bars:
             self._bars += rounded(provider, stream, closed)
         self.dirty = True
@@ -347,9 +360,8 @@ class Partition:
         self.committed_resume = group.checkpoint.resume
         if bad:
             events = group.moved(bad)
-            for counts in (self._counts, self._checkpoint.counts):
-                counts.stored -= events
-                counts.dead_lettered += events
+            self._counts = self._counts.moved(events)
+            self._checkpoint.counts = self._checkpoint.counts.moved(events)
 
     @property
     def checkpoint(self) -> Checkpoint:
@@ -357,7 +369,7 @@ class Partition:
         return self._checkpoint
 
     def idle_marks(self, silence_ns: int) -> list[Mark]:
-        """Marks for providers whose silence lets a window close.
+        """Marks for providers whose silence lets a window close, or a closed one be let go.
 
         A silent provider's clock is taken to have gone on since its last record. Silence is
         known only up to the time until which the log was read: a process that slept since
@@ -366,11 +378,16 @@ class Partition:
         marks = []
         for provider, stream in self.ticks.items():
             silent = self._read_until - self.last_append.setdefault(provider, self._read_until)
-            if stream.paused or self.ended or silent < silence_ns:
+            wanted = _PAUSE_MAX_NS if stream.paused else silence_ns
+            if self.ended or silent < wanted:
                 continue
             reached = floor_to(
                 stream.greatest + silent - self.spec.allow_late_ns, self.spec.base_ns
             )
+            release = stream.release_at()
             if reached >= stream.next_end():
                 marks.append(Mark(kind="idle", provider=provider, ts=reached))
+            elif stream.watermark < release <= reached:
+                # what closed long ago must not hold back the log for ever
+                marks.append(Mark(kind="idle", provider=provider, ts=release))
         return marks

@@ -1,16 +1,20 @@
-"""What a new owner checks before it goes on: whether the log still is what it was."""
+"""What is checked of a log: by a new owner, whether it is what it was; at its end, its count."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import msgspec
+import structlog
 
 from market_data_core.contracts.bus import Bus
 from market_data_core.contracts.store import Gap
-from market_data_core.records import Bounds, TopicInfo
+from market_data_core.records import Bounds, Mark, Record, TopicInfo
 from market_data_pipeline.windows.assigner import NEVER, floor_to
 from market_data_pipeline.windows.checkpoint import Checkpoint, StreamState
+
+log = structlog.get_logger("recovery")
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,12 +24,14 @@ class Recovered:
     Attributes:
         checkpoint: to go on from.
         gaps: for the ledger; empty if nothing was lost.
-        message: for the operator; empty if nothing was lost.
+        cause: why something is missing; empty if nothing was lost.
+        lost: events that were read, or only appended, and are in no bar.
     """
 
     checkpoint: Checkpoint
-    gaps: list[Gap]
-    message: str
+    gaps: list[Gap] = field(default_factory=list)
+    cause: str = ""
+    lost: int = 0
 
 
 async def recover(
@@ -39,10 +45,10 @@ async def recover(
     """
     bounds = await bus.bounds(info.name, partition)
     if checkpoint is None:
-        return Recovered(await _first(bus, info, partition, bounds), [], "")
+        return Recovered(await _first(bus, info, partition, bounds))
     cause = await loss(bus, info, partition, checkpoint)
     if not cause:
-        return Recovered(checkpoint, [], "")
+        return Recovered(checkpoint)
     counted, at = await _restart(bus, info, partition, checkpoint, bounds)
     counts = msgspec.structs.replace(checkpoint.counts)
     seen = counts.received - checkpoint.received_before + checkpoint.forwarded
@@ -69,11 +75,24 @@ async def recover(
         counts=counts,
         streams=[_fenced(s, base_ns) for s in checkpoint.streams],
     )
-    message = (
-        f"{info.name}, partition {partition}: {cause.replace('_', ' ')}; {lost} events that were "
-        f"not yet in a bar are lost, stored bars stay as they are, and the gap ledger has the rest"
-    )
-    return Recovered(renewed, gaps, message)
+    return Recovered(renewed, gaps, cause, lost)
+
+
+def tell_losses(topic: str, found: Mapping[int, Recovered]) -> bool:
+    """Log what partitions of a topic have lost, one line for each cause; whether there was any."""
+    causes = {recovered.cause for recovered in found.values()} - {""}
+    for cause in sorted(causes):
+        hit = {number: r.lost for number, r in found.items() if r.cause == cause}
+        log.error(
+            "the log has lost events",
+            topic=topic,
+            partitions=sorted(hit),
+            cause=cause.replace("_", " "),
+            lost=sum(hit.values()),
+            message="events that were in no bar yet are lost, stored bars stay as they are, "
+            "and the gap ledger has the rest",
+        )
+    return bool(causes)
 
 
 async def loss(bus: Bus, info: TopicInfo, partition: int, checkpoint: Checkpoint) -> str:
@@ -139,3 +158,22 @@ def _fenced(state: StreamState, base_ns: int) -> StreamState:
     taint = max(state.taint, floor_to(state.greatest, base_ns) + base_ns)
     fence = max(state.fence, state.closed)
     return msgspec.structs.replace(state, fence=fence, taint=taint)
+
+
+def tell_difference(topic: str, end: Mark, record: Record) -> None:
+    """Log an error if a recording's log holds other events than its feeder has read.
+
+    Args:
+        topic: the recording's.
+        end: its end mark, with the feeder's count.
+        record: the mark's record, with the log's.
+    """
+    if end.count is not None and end.count != record.received:
+        log.error(
+            "the log and its recording differ in events; those that the log lacks are lost to "
+            "the bars, those that it has twice are counted as duplicates",
+            topic=topic,
+            partition=record.partition,
+            recording=end.count,
+            log=record.received,
+        )

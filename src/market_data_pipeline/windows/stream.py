@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from market_data_core.events import EventBatch, code_dtype
-from market_data_core.intervals import format_interval
 from market_data_pipeline.windows.aggregate import (
     Events,
     Index,
@@ -140,6 +139,13 @@ class WindowStream:
         pending = FOREVER if first >= FOREVER else floor_to(first, base) + base
         return min(pending, self.wide.next_end(self.closed))
 
+    def release_at(self) -> int:
+        """Watermark at which nothing of the closed windows is held any more."""
+        last = max((block.last for block in self._blocks), default=FOREVER)
+        if last >= FOREVER:
+            return FOREVER
+        return floor_to(last, self.spec.base_ns) + self.spec.base_ns + self.spec.revise_horizon_ns
+
     def known_until(self) -> int:
         """End of the last window that anything read so far lies in."""
         last = max((p.last + 1 for p in self._pending), default=self.closed)
@@ -154,8 +160,10 @@ class WindowStream:
         A resumed stream has everything below its final watermark in its settled rows; a new one
         begins with the widest window that any event that is not late can lie in.
         """
-        if self.closed > NEVER:
-            return self._settled_to
+        return self._settled_to if self.closed > NEVER else self.needed_from()
+
+    def needed_from(self) -> int:
+        """Begin of the earliest window that an event which is not late can still lie in."""
         first = min((p.first for p in self._pending), default=FOREVER)
         return self._begun_before(min(first, self.final))
 
@@ -172,8 +180,13 @@ class WindowStream:
         positions = (*(p.position for p in parts), *(b.position for b in self._blocks))
         return min((p for p in positions if p >= 0), default=None)
 
-    def add(self, batch: EventBatch, position: int) -> Index:
+    def add(self, batch: EventBatch, position: int, offsets: Index | None = None) -> Index:
         """Take events read at log offset `position`, the watermark following them.
+
+        Args:
+            batch: the events.
+            position: offset of the first record that they came from.
+            offsets: each event's own, shape (n,), if they came from several records.
 
         Returns:
             Indices of events that came after the final watermark; they were not taken.
@@ -187,8 +200,9 @@ class WindowStream:
         watermark, self.watermark = self.watermark, greatest
         if int(ts.min()) < self.final_at(greatest):
             late, events = self._split_late(events, watermark)
+            offsets = offsets if offsets is None else np.delete(offsets, late)
         if len(events):
-            self._place(Part(events, position, watermark), self._late)
+            self._place(Part(events, position, watermark, offsets), self._late)
             self._small = self._small + 1 if len(events) < _SMALL else 0
             if self._small == _MERGE:
                 self._small = 0
@@ -260,22 +274,6 @@ class WindowStream:
             self._maps[batch.symbols] = mapping
         return Events(
             mapping[batch.codes], batch.src_ts, batch.seq, batch.close, batch.volume, batch.ohl
-        )
-
-    def batch_of(self, events: Events, provider: str) -> EventBatch:
-        """Ticks of this stream as a batch again; their ingest times are not kept."""
-        return EventBatch(
-            provider,
-            "tick",
-            format_interval(self.spec.base_ns),
-            tuple(self.symbols),
-            events.codes,
-            events.ts,
-            events.seq,
-            events.ts,
-            events.close,
-            events.volume,
-            events.ohl,
         )
 
     def progress(self, ts: int) -> None:

@@ -9,11 +9,12 @@ from typing import TypeVar
 import structlog
 
 from market_data_core.contracts.bus import Bus
-from market_data_core.contracts.store import Claim, CommitResult, OutboxItem, Store
-from market_data_core.errors import FencedError, TransientError
+from market_data_core.contracts.store import BadRow, Claim, CommitResult, OutboxItem, Store
+from market_data_core.errors import FencedError
 from market_data_core.records import Entry
 from market_data_pipeline.observe import Observer
 from market_data_pipeline.patience import patient
+from market_data_pipeline.windows.checkpoint import decode_checkpoint
 from market_data_pipeline.windows.group import PartitionGroup
 
 T = TypeVar("T")
@@ -52,16 +53,16 @@ class GroupWriter:
             FencedError: a claim no longer holds; nothing was written.
         """
         published = list(self._published)
+        unknown = False
 
         async def attempt() -> CommitResult:
+            nonlocal unknown
+            if unknown and (done := await self._already_committed(groups)):
+                return done
+            unknown = True
             began = time.perf_counter()
             try:
                 return await self._store.commit(groups, published, self._guard)
-            except TransientError:
-                done = await self._already_committed(groups)
-                if done is None:
-                    raise
-                return done
             finally:
                 self._observer.store_write(time.perf_counter() - began)
 
@@ -82,15 +83,25 @@ class GroupWriter:
         return all(row.key != guard.key or row.token != guard.token for row in rows)
 
     async def _already_committed(self, groups: Sequence[PartitionGroup]) -> CommitResult | None:
-        """The result of a commit whose answer was lost; None if it did not happen."""
-        claim = groups[0].claim
-        rows = await self._store.status(claim.key.group, claim.key.topic)
-        row = next(r for r in rows if r.key == claim.key)
-        if row.token != claim.token or row.sequence == claim.sequence:
+        """What can be known of a commit whose answer was lost; None if it did not happen.
+
+        The groups are one transaction, so any of them that nobody took over since tells of all.
+        What was done to the bars is not known, except which of them were refused.
+        """
+        if not groups:
+            return None
+        key = groups[0].claim.key
+        rows = {row.key: row for row in await self._store.status(key.group, key.topic)}
+        ours = [g for g in groups if (row := rows.get(g.claim.key)) and row.token == g.claim.token]
+        if not ours or rows[ours[0].claim.key].sequence == ours[0].claim.sequence:
             return None
         result = CommitResult()
-        for group in groups:
+        for group in ours:
             key = group.claim.key
+            bad = decode_checkpoint(rows[key].checkpoint or b"").bad
+            if bad:
+                result.bad[key.partition] = [BadRow(*row, "") for row in bad]
+                result.counts.bad += len(bad)
             result.outbox += await self._store.outbox(key.group, key.topic, key.partition)
         return result
 

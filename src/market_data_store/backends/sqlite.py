@@ -6,15 +6,11 @@ import asyncio
 import sqlite3
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import astuple
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-import numpy as np
-
 from market_data_core.clock import Clock, SystemClock
 from market_data_core.contracts.store import (
-    BadRow,
     Claim,
     CommitResult,
     Gap,
@@ -24,11 +20,12 @@ from market_data_core.contracts.store import (
     PartitionKey,
     PartitionStatus,
 )
-from market_data_core.errors import DamagedFileError, FencedError, UsageError
+from market_data_core.errors import DamagedFileError, UsageError
 from market_data_core.registry import Backend
-from market_data_store.backends._sqlite_bars import STAGE, bad_rows, write_bars
-from market_data_store.migrations import migrations
-from market_data_store.sqlite_file import connect, fold_log, inode_of, transaction, translated
+from market_data_store.backends._sqlite_bars import STAGE
+from market_data_store.backends._sqlite_groups import MESSAGE, MINE, commit_group, require, row_of
+from market_data_store.migrations import Migration, migrations
+from market_data_store.sqlite_file import LogFolder, connect, inode_of, transaction, translated
 
 if TYPE_CHECKING:
     import polars as pl
@@ -42,8 +39,6 @@ _SYNCHRONOUS: dict[str, Literal["normal", "full"]] = {
     "synchronous=normal": "normal",
     "synchronous=full": "full",
 }
-_MINE = "consumer_group = ? AND topic = ? AND partition = ?"
-_MESSAGE = "destination, key, payload, count, to_partition, provider, min_ts, max_ts"
 _BAR_COLUMNS = (
     "provider, symbol, interval, ts, open, high, low, close, volume, vwap, trade_count, state, "
     "created_at, updated_at"
@@ -68,6 +63,7 @@ class SqliteStore:
         self._inode = inode_of(path)
         self._writing = ThreadPoolExecutor(1, "store-write")
         self._reading = ThreadPoolExecutor(1, "store-read")
+        self._log = LogFolder(self._folder, path)
         self._folding = ThreadPoolExecutor(1, "store-fold")
         self._fold_done: Future[None] | None = None
         self._open = True
@@ -99,27 +95,34 @@ class SqliteStore:
             raise DamagedFileError(msg)
 
     def _fold(self) -> None:
-        fold_log(self._folder, self._path, _FOLD_AT, _FOLD_FORCED_AT)
+        self._log.fold(_FOLD_AT, _FOLD_FORCED_AT)
 
     async def migrate(self) -> None:
         """Bring the schema to this release's version; several processes may do it at once."""
-        steps = migrations("sqlite")
 
         def run(db: sqlite3.Connection) -> None:
             (version,) = db.execute("PRAGMA user_version").fetchone()
-            if version > steps[-1].number:
-                msg = (
-                    f"{self._path} has schema {version}, this release knows {steps[-1].number}; "
-                    "use a newer release"
-                )
-                raise UsageError(msg)
-            for step in steps:
-                if step.number > version:
-                    for statement in _statements(step.up):
-                        db.execute(statement)
-                    db.execute(f"PRAGMA user_version = {step.number}")
+            for step in self._steps_from(version):
+                for statement in _statements(step.up):
+                    db.execute(statement)
+                db.execute(f"PRAGMA user_version = {step.number}")
 
         await self._write(run)
+
+    async def schema_behind(self) -> int:
+        """How many steps `migrate` would take; writes nothing."""
+        ((version,),) = await self._read("PRAGMA user_version")
+        return len(self._steps_from(version))
+
+    def _steps_from(self, version: int) -> list[Migration]:
+        steps = migrations("sqlite")
+        if version > steps[-1].number:
+            msg = (
+                f"{self._path} has schema {version}, this release knows {steps[-1].number}; "
+                "use a newer release"
+            )
+            raise UsageError(msg)
+        return [step for step in steps if step.number > version]
 
     async def heartbeat(
         self, group: str, topic: str, member: str, lease_ns: int, owned: Mapping[int, int]
@@ -135,7 +138,7 @@ class SqliteStore:
             )
             db.execute("INSERT OR REPLACE INTO members VALUES (?, ?, ?, ?)", (*scope, member, now))
             db.executemany(
-                f"UPDATE partitions SET heartbeat = ? WHERE {_MINE} AND token = ? AND owner = ?",
+                f"UPDATE partitions SET heartbeat = ? WHERE {MINE} AND token = ? AND owner = ?",
                 [(now, *scope, p, token, member) for p, token in owned.items()],
             )
             rows = db.execute(
@@ -167,7 +170,7 @@ class SqliteStore:
         now = self._clock.now_ns()
 
         def run(db: sqlite3.Connection) -> Claim | None:
-            mine = _row(key)
+            mine = row_of(key)
             db.execute(
                 """INSERT INTO partitions
                     SELECT ?, ?, ?, coalesce(max(value), 0), '', 0, 0, NULL FROM sequences
@@ -176,7 +179,7 @@ class SqliteStore:
             )
             taken = db.execute(
                 f"""UPDATE partitions SET token = token + 1, owner = ?, heartbeat = ?
-                    WHERE {_MINE} AND (owner IN ('', ?) OR heartbeat < ?)
+                    WHERE {MINE} AND (owner IN ('', ?) OR heartbeat < ?)
                     RETURNING token, sequence, checkpoint""",
                 (member, now, *mine, member, now - lease_ns),
             ).fetchone()
@@ -186,10 +189,10 @@ class SqliteStore:
 
     async def release(self, claim: Claim) -> None:
         """Give a partition up; no effect if it was lost already."""
-        values = (*_row(claim.key), claim.token)
+        values = (*row_of(claim.key), claim.token)
         await self._write(
             lambda db: db.execute(
-                f"UPDATE partitions SET owner = '', heartbeat = 0 WHERE {_MINE} AND token = ?",
+                f"UPDATE partitions SET owner = '', heartbeat = 0 WHERE {MINE} AND token = ?",
                 values,
             )
         )
@@ -204,12 +207,12 @@ class SqliteStore:
             result = CommitResult()
             if guard:
                 held = db.execute(
-                    f"SELECT 1 FROM partitions WHERE {_MINE} AND token = ?",
-                    (*_row(guard.key), guard.token),
+                    f"SELECT 1 FROM partitions WHERE {MINE} AND token = ?",
+                    (*row_of(guard.key), guard.token),
                 )
-                _require(held.fetchone() is not None, guard)
+                require(held.fetchone() is not None, guard)
             for group in groups:
-                _commit_group(db, group, now, result)
+                commit_group(db, group, now, result)
             db.executemany("DELETE FROM outbox WHERE id = ?", [(i,) for i in published])
             return result
 
@@ -218,7 +221,7 @@ class SqliteStore:
     async def outbox(self, group: str, topic: str, partition: int) -> list[OutboxItem]:
         """What a partition's earlier owner left unpublished, in order."""
         rows = await self._read(
-            f"SELECT id, {_MESSAGE} FROM outbox WHERE {_MINE} ORDER BY id",
+            f"SELECT id, {MESSAGE} FROM outbox WHERE {MINE} ORDER BY id",
             (group, topic, partition),
         )
         return [OutboxItem(i, partition, Message(*message)) for i, *message in rows]
@@ -283,9 +286,9 @@ class SqliteStore:
         return frame.with_columns(moments)
 
     async def gaps(self) -> list[Gap]:
-        """The gap ledger, oldest first."""
+        """The gap ledger, in the order of its entries."""
         rows = await self._read(
-            "SELECT provider, symbol, from_ts, to_ts, cause, detail FROM gaps ORDER BY id"
+            "SELECT provider, symbol, from_ts, to_ts, cause, detail, state FROM gaps ORDER BY id"
         )
         return [Gap(*row) for row in rows]
 
@@ -304,77 +307,6 @@ def _statements(script: str) -> list[str]:
     """The statements of a migration (none of ours holds a semicolon inside)."""
     lines = [line for line in script.splitlines() if not line.lstrip().startswith("--")]
     return [s.strip() for s in "\n".join(lines).split(";") if s.strip()]
-
-
-def _commit_group(
-    db: sqlite3.Connection,
-    group: Group,
-    now: int,
-    result: CommitResult,
-) -> None:
-    claim, key = group.claim, group.claim.key
-    origin = f"{key.group}/{key.topic}/{key.partition}/{claim.token}/{claim.sequence}"
-    bad: list[BadRow] = []
-    messages: list[Message] = []
-    for i, batch in enumerate(group.bars):
-        written = write_bars(db, batch, now)
-        result.counts.add(written.counts)
-        bad += bad_rows(i, written)
-        changed = batch if written.changed is None else batch.take(np.array(written.changed, int))
-        if group.bars_topic and len(changed):
-            version = _next_version(db)
-            span = int(changed.ts.min()), int(changed.ts.max())
-            messages.append(
-                Message(
-                    group.bars_topic,
-                    f"{origin}/bars/{i}",
-                    changed.encode(version),
-                    len(changed),
-                    provider=changed.provider,
-                    min_ts=span[0],
-                    max_ts=span[1],
-                )
-            )
-    checkpoint, more = group.finish(bad)
-    if bad:
-        result.bad[key.partition] = bad
-    cursor = db.execute(
-        f"""UPDATE partitions SET sequence = sequence + 1, checkpoint = ?, heartbeat = ?
-            WHERE {_MINE} AND token = ? AND sequence = ?""",
-        (checkpoint, now, *_row(key), claim.token, claim.sequence),
-    )
-    _require(cursor.rowcount == 1, claim)
-    for message in (*messages, *more):
-        cursor = db.execute(
-            f"""INSERT INTO outbox (consumer_group, topic, partition, {_MESSAGE})
-                VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)""",
-            (*_row(key), *astuple(message)),
-        )
-        result.outbox.append(OutboxItem(cursor.lastrowid or 0, key.partition, message))
-    db.executemany(
-        """INSERT INTO gaps
-            (provider, symbol, from_ts, to_ts, cause, state, detail, created_at)
-            VALUES (?, ?, ?, ?, ?, 'open', ?, ?) ON CONFLICT DO NOTHING""",
-        [(g.provider, g.symbol, g.from_ts, g.to_ts, g.cause, g.detail, now) for g in group.gaps],
-    )
-
-
-def _row(key: PartitionKey) -> tuple[str, str, int]:
-    return key.group, key.topic, key.partition
-
-
-def _require(holds: bool, claim: Claim) -> None:
-    if not holds:
-        msg = f"partition {claim.key.partition} of {claim.key.topic} has a new owner"
-        raise FencedError(msg, claim.key.partition)
-
-
-def _next_version(db: sqlite3.Connection) -> int:
-    (version,) = db.execute(
-        """INSERT INTO sequences VALUES ('bars', 1)
-            ON CONFLICT (name) DO UPDATE SET value = value + 1 RETURNING value"""
-    ).fetchone()
-    return int(version)
 
 
 def _open(uri: str, clock: Clock) -> SqliteStore:

@@ -217,6 +217,8 @@ def test_an_unchanged_header_is_read() -> None:
         put(SYMBOLS, ["A", "A", "B"]),
         put(SYMBOLS, ["A", "b", "C"]),
         put(SYMBOLS, ["A", "", "C"]),
+        put(SYMBOLS, ["A", "B" * 65, "C"]),
+        put(PROVIDER, "p" * 65),
         put(SYMBOLS, ["A", "B"]),
         put(SYMBOLS, []),
         put(ROWS, 0),

@@ -6,41 +6,18 @@ import asyncio
 import shutil
 import sqlite3
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
 import pytest
+from tests.unit.bus.conftest import TOPIC, Open
 
-from market_data_core.clock import ManualClock
 from market_data_core.errors import DamagedFileError, LogLostError, TransientError, UsageError
 from market_data_core.records import Bounds, Entry
-from market_data_pipeline.bus import _topic_file, embedded
 from market_data_pipeline.bus._topic_file import TopicFile
 from market_data_pipeline.bus.embedded import EmbeddedBus
 from market_data_store import sqlite_file
-
-TOPIC = "mdp.events"
-Open = Callable[[], EmbeddedBus]
-_APPENDS_MAX = 5_000
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "bus" / f"{TOPIC}.db"
-
-
-@pytest.fixture
-async def open_bus(path: Path) -> AsyncIterator[Open]:
-    opened: list[EmbeddedBus] = []
-
-    def open_one() -> EmbeddedBus:
-        opened.append(EmbeddedBus(path.parent, clock=ManualClock(1)))
-        return opened[-1]
-
-    yield open_one
-    for bus in opened:
-        await bus.close()
 
 
 async def filled(bus: EmbeddedBus, records: int = 50) -> None:
@@ -151,6 +128,23 @@ async def test_an_empty_file_is_a_fresh_topic(open_bus: Open, path: Path) -> Non
     await bus.create_topic(TOPIC, 2)
     await bus.append(TOPIC, [Entry(0, b"x")])
     assert await open_bus().bounds(TOPIC, 0) == Bounds(0, 1, 0, 0)
+
+
+@pytest.mark.parametrize("made", ["empty", "unmarked"])
+async def test_looking_for_topics_writes_nothing(open_bus: Open, path: Path, made: str) -> None:
+    path.parent.mkdir()
+    path.touch()
+    if made == "unmarked":  # somebody died between creating the file and marking it as ours
+        with closing(sqlite3.connect(path)) as db:
+            db.execute("PRAGMA journal_mode=WAL")
+    before = path.read_bytes()
+    bus = open_bus()
+    assert await bus.topics() == []
+    assert await bus.find_topic(TOPIC) is None
+    with pytest.raises(UsageError, match="there is no topic"):
+        await bus.append(TOPIC, [Entry(0, b"x", 1)])
+    assert path.read_bytes() == before
+    assert (await bus.create_topic(TOPIC, 1)).partitions == 1
 
 
 async def test_a_topic_that_is_only_half_made_is_none_yet(open_bus: Open, path: Path) -> None:
@@ -344,57 +338,3 @@ async def test_a_locked_file_is_transient(
         other.execute("ROLLBACK")
     await bus.append(TOPIC, [Entry(0, b"x", 1)])
     assert await bus.bounds(TOPIC, 0) == Bounds(0, 1, 1, 0)
-
-
-# ---- folding -------------------------------------------------------------------------------
-
-
-async def test_the_log_is_folded_while_all_work(
-    open_bus: Open, path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It shrinks again and again under appends without a pause, with somebody reading."""
-    monkeypatch.setattr(embedded, "_FOLD_EVERY_S", 0.01)
-    monkeypatch.setattr(_topic_file, "_FOLD_AT", 256 << 10)
-    monkeypatch.setattr(_topic_file, "_FOLD_FORCED_AT", 1 << 20)
-    bus, reader = open_bus(), open_bus()
-    await bus.create_topic(TOPIC, 1)
-    sizes, payload = [0], bytes(65_536)
-
-    async def write() -> int:
-        shrunk = 0
-        while shrunk < 3 and len(sizes) < _APPENDS_MAX:
-            await bus.append(TOPIC, [Entry(0, payload, 1)])
-            sizes.append(Path(f"{path}-wal").stat().st_size)
-            shrunk += sizes[-1] < sizes[-2]
-        await bus.append(TOPIC, [Entry(0, b"last")])
-        return shrunk
-
-    async def read() -> int:
-        position, last = 0, b""
-        while last != b"last":
-            found = await reader.poll(TOPIC, {0: position}, 1 << 20, 30)
-            position, last = position + len(found[0]), found[0][-1].payload
-        return position
-
-    shrunk, position = await asyncio.gather(write(), read())
-    assert shrunk == 3
-    assert position == len(sizes)
-    assert path.stat().st_size > 65_536 * 3
-
-
-async def test_folding_survives_a_topic_that_was_dropped(
-    open_bus: Open, path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(embedded, "_FOLD_EVERY_S", 0.001)
-    monkeypatch.setattr(_topic_file, "_FOLD_AT", 0)
-    bus = open_bus()
-    for _ in range(10):
-        await bus.create_topic(TOPIC, 1)
-        await bus.append(TOPIC, [Entry(0, b"x", 1)])
-        await bus.drop_topic(TOPIC)
-    await bus.create_topic("other", 1)
-    await bus.append("other", [Entry(0, bytes(100_000), 1)])
-    other = path.with_name("other.db")
-    async with asyncio.timeout(20):
-        while other.stat().st_size < 100_000:
-            await asyncio.sleep(0.001)

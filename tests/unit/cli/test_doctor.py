@@ -14,13 +14,15 @@ if TYPE_CHECKING:
 
 START = 1_761_314_400 * 10**9  # 2025-10-24T14:00:00Z
 CHECKS = {
-    "python", "packages", "sqlite", "clock", "cpu", "memory", "configuration", "folder", "disk",
-    "metrics", "bus", "store",
+    "python", "packages", "sqlite", "clock", "cpu", "memory", "configuration", "store folder",
+    "store disk", "bus folder", "bus disk", "metrics port", "bus", "store",
 }  # fmt: skip
 
 
 def checks(output: str) -> dict[str, str]:
-    return {line.split()[1]: line.split()[0] for line in output.splitlines()}
+    found = [(line[6:20].strip(), line.split()[0]) for line in output.splitlines()]
+    assert len(dict(found)) == len(found)  # each line is about something else
+    return dict(found)
 
 
 def failed(home: Home) -> str:
@@ -47,8 +49,52 @@ def test_a_fresh_machine_is_well_and_stays_fresh(home: Home) -> None:
 def test_a_used_one_is_well(stored: Home) -> None:
     found = checks(stored.ok("doctor"))
 
-    assert set(found) == {*CHECKS, "conservation"}
+    assert set(found) == {*CHECKS, "conservation", "gaps"}
     assert "fail" not in found.values()
+
+
+def folder_bytes(home: Home) -> dict[str, bytes]:
+    files = [p for p in home.path.rglob("*") if p.is_file()]
+    # the index of a write-ahead log belongs to whoever is reading
+    return {str(p): p.read_bytes() for p in files if p.suffix != ".db-shm"}
+
+
+def test_an_empty_topic_is_told_and_stays_empty(stored: Home) -> None:
+    empty = stored.path / "bus" / "mdp.empty.db"
+    empty.touch()
+    before = folder_bytes(stored)
+    output = stored.ok("doctor")
+
+    assert folder_bytes(stored) == before
+    assert f"warn  bus files      empty: {empty};" in output
+
+
+def test_an_older_schema_is_told_and_stays(stored: Home) -> None:
+    stored.store("PRAGMA user_version = 0")
+    before = folder_bytes(stored)
+    output = stored.ok("doctor")
+
+    assert folder_bytes(stored) == before
+    assert "warn  store          its schema lacks" in output
+
+
+def test_open_gaps_are_told(stored: Home) -> None:
+    rows = [
+        ("feed", "*", START, START + 10**9, "log_trimmed", "open"),
+        ("other", "*", START + 10**9, START + 2 * 10**9, "log_replaced", "open"),
+        ("done", "*", START + 10**9, START + 9 * 10**9, "log_replaced", "filled"),
+    ]
+    for row in rows:
+        stored.store(
+            "INSERT INTO gaps (provider, symbol, from_ts, to_ts, cause, state, detail, created_at)"
+            " VALUES (?, ?, ?, ?, ?, ?, '', 0)",
+            row,
+        )
+    (line,) = [text for text in stored.ok("doctor").splitlines() if text[6:10] == "gaps"]
+
+    assert line.startswith("warn")
+    assert "2 open, the latest of other, 2025-10-24T14:00:01.000000Z to" in line
+    assert "log replaced" in line
 
 
 def test_a_wrong_configuration(home: Home) -> None:

@@ -20,6 +20,8 @@ from market_data_core.events import (
     event_id,
     format_ts,
     invalid_rows,
+    is_provider,
+    is_symbol,
     make_batch,
     parse_ts,
 )
@@ -130,6 +132,16 @@ def test_the_documented_event_is_read_from_json_and_msgpack() -> None:
     assert msgspec.json.decode(msgspec.json.encode(event)) == WIRE
 
 
+def test_names_of_the_greatest_length_are_read_and_travel() -> None:
+    names = {"provider": "x" * 64, "symbol": "ß" * 32}
+    builder = BatchBuilder()
+    builder.add(decode_event(wire(**names)), 0)
+    ((batch,), _) = builder.build()
+    assert batch.symbols == ("SS" * 32,)
+    assert all(map(is_symbol, batch.symbols))
+    assert is_provider(batch.provider)
+
+
 def test_optional_fields_may_be_missing_and_unknown_ones_there() -> None:
     data = without("kind", "interval", "ingest_ts", "seq", "event_id")[:-1] + b',"venue":"X"}'
     event = decode_event(data)
@@ -161,6 +173,9 @@ def test_optional_fields_may_be_missing_and_unknown_ones_there() -> None:
         (wire(kind="quote"), "bad_type"),
         (wire(symbol=""), "bad_type"),
         (wire(provider=""), "bad_type"),
+        (wire(symbol="X" * 65), "bad_type"),
+        (wire(symbol="ß" * 33), "bad_type"),
+        (wire(provider="x" * 65), "bad_type"),
         (without("src_ts"), "bad_type"),
         (without("c"), "bad_type"),
         (b"[1]", "bad_type"),

@@ -7,9 +7,12 @@ import sqlite3
 from collections.abc import AsyncIterator, Callable
 from contextlib import closing
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
+from typing import cast
 
 import pytest
+import structlog
 
 from market_data_core.clock import ManualClock, SystemClock
 from market_data_core.contracts.store import Gap, WriteCounts
@@ -262,6 +265,16 @@ async def test_a_bar_is_found_by_its_whole_key(open_store: Open) -> None:
         assert (await store.bars())["close"].to_list().count(2.0) == i + 1
 
 
+async def test_a_gap_says_what_has_become_of_it(open_store: Open, path: Path) -> None:
+    store = open_store()
+    await store.migrate()
+    gaps = [Gap("p", symbol, 0, 1, "log_trimmed", "") for symbol in "AB"]
+    await store.commit([FakeGroup(await claimed(store), gaps=gaps)], [])
+    with closing(sqlite3.connect(path)) as db, db:
+        db.execute("UPDATE gaps SET state = 'filled' WHERE symbol = 'A'")
+    assert await store.gaps() == [replace(gaps[0], state="filled"), gaps[1]]
+
+
 # ---- folding -------------------------------------------------------------------------------
 
 
@@ -294,3 +307,64 @@ async def test_the_log_is_folded_while_all_work(
     shrunk, _ = await asyncio.gather(write(), read())
     assert shrunk == 3
     assert (await reader.status())[0].sequence == len(sizes) - 1
+
+
+class Failing:
+    """A connection whose statements fail for a while."""
+
+    def __init__(self, *errors: sqlite3.Error) -> None:
+        self.errors, self.calls = list(errors), 0
+
+    def execute(self, _: str) -> None:
+        self.calls += 1
+        if self.errors:
+            raise self.errors.pop(0)
+
+
+def broken(code: int) -> sqlite3.OperationalError:
+    error = sqlite3.OperationalError("disk image is malformed")
+    error.sqlite_errorcode = code
+    return error
+
+
+def test_trouble_with_folding_is_told_once_and_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr("market_data_store.sqlite_file.time.monotonic", lambda: now[0])
+    db = Failing(*[broken(sqlite3.SQLITE_CORRUPT)] * 8)
+    folder = sqlite_file.LogFolder(cast("sqlite3.Connection", db), tmp_path / "store.db")
+    tried = []
+    with structlog.testing.capture_logs() as logs:
+        while db.calls < 10:
+            before = db.calls
+            folder.fold(0, 1)
+            tried += [now[0]] if db.calls > before else []
+            now[0] += 0.5
+    pauses = [later - at for at, later in pairwise(tried)]
+    assert pauses == [1, 2, 4, 8, 16, 32, 60, 60, 0.5]
+    assert [(entry["log_level"], entry["path"]) for entry in logs] == [
+        ("error", str(tmp_path / "store.db")),
+        ("info", str(tmp_path / "store.db")),
+    ]
+
+
+def test_a_busy_file_is_no_trouble_with_folding(tmp_path: Path) -> None:
+    db = Failing(*[broken(sqlite3.SQLITE_BUSY)] * 3, sqlite3.ProgrammingError("closed"))
+    folder = sqlite_file.LogFolder(cast("sqlite3.Connection", db), tmp_path / "store.db")
+    with structlog.testing.capture_logs() as logs:
+        for _ in range(4):
+            folder.fold(0, 1)
+    assert (db.calls, logs) == (4, [])
+
+
+async def test_a_store_whose_log_cannot_be_folded_works_on(
+    open_store: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite, "_FOLD_AT", 0)
+    with structlog.testing.capture_logs() as logs:
+        store = open_store()
+        store._log._db = cast("sqlite3.Connection", Failing(broken(sqlite3.SQLITE_CORRUPT)))
+        await filled(store, 10)
+        store._folding.shutdown()
+    assert [entry["event"] for entry in logs if "cannot be folded" in entry["event"]] != []

@@ -94,6 +94,13 @@ def test_a_contradiction_is_told_by_its_place_in_the_batch(again: bool) -> None:
     assert (found.conflicts.tolist(), found.stored) == ([1], 1)
 
 
+def test_contradictions_are_told_by_their_places_however_many_bars_there_are(again: bool) -> None:
+    found = taken([(0, 1, 5.0)], vendor((0, 1, 6.0), (0, 1, 7.0)), again)
+    assert (found.conflicts.tolist(), found.stored) == ([0, 1], 0)
+    found = taken([(0, 1, 5.0)], vendor((1, 0, 9.0), (2, 0, 9.0), (0, 1, 6.0)), again)
+    assert (found.conflicts.tolist(), found.stored) == ([2], 2)
+
+
 def test_bars_are_late_two_bars_behind(again: bool) -> None:
     found = taken([(5, 0, 5.0)], vendor((3, 0, 1.0), (2, 0, 1.0)), again)
     assert (found.late.tolist(), written(found)) == ([1], [(3, 1.0, 1)])

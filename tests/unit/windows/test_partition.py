@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 import pytest
+import structlog
 
 from market_data_core.contracts.store import BadRow, Claim, PartitionKey
 from market_data_core.deadletters import DeadLetter, decode_letters
@@ -166,6 +167,61 @@ def test_late_events_are_named_with_the_log_they_came_from() -> None:
     (letter,) = letters(group)
     assert (letter.reason, letter.offset, letter.log_id) == ("late", 2, "log")
     assert group.checkpoint.counts == Counts(received=3, stored=1, open=1, late=1)
+
+
+def test_single_events_are_named_with_their_own_record_and_bytes() -> None:
+    log = Log()
+    log.singles(ticks(0.5, 6.0))
+    (late,) = codec.encode_events(ticks(1.5), "json")
+    spelled = late.replace(b'"SPY"', b'"spy"').replace(b"{", b"{ ")
+    log.put(spelled, 1)
+    log.singles(ticks(7.0))
+    log.put(late, 1)
+    bar = make_batch("p", ["SPY"], [T], [0], [1.0], [1.0], kind="bar", interval="1m")
+    other = make_batch("p", ["SPY"], [T], [0], [2.0], [1.0], kind="bar", interval="1m")
+    log.singles(bar)
+    log.singles(other)
+    first, second, conflict = letters(taken(log))
+    assert (first.reason, first.offset, first.as_sent) == ("late", 2, spelled)
+    assert first.original == late  # by which readers of the log recognise it
+    assert (second.reason, second.offset, second.as_sent) == ("late", 4, late)
+    assert second.message == b""
+    assert (conflict.reason, conflict.offset) == ("id_conflict", 6)
+    assert conflict.as_sent == next(iter(codec.encode_events(other, "json")))
+
+
+def test_a_clock_that_was_set_back_does_not_judge_single_events_twice() -> None:
+    log = Log(now=3.0)
+    log.singles(ticks(7.0))
+    log.now = 0.0
+    log.singles(ticks(5.0))
+    group = taken(log, max_future_ns=5 * S)
+    assert letters(group) == []
+    assert group.checkpoint.counts == Counts(received=2, open=1, stored=1)
+
+
+def test_misplaced_single_events_leave_the_others_their_places() -> None:
+    log = Log()
+    log.singles(ticks(6.0, symbol=AWAY))
+    log.singles(ticks(6.0))
+    log.singles(ticks(0.5, symbol=AWAY))
+    log.singles(ticks(0.5))
+    assert [x.offset for x in letters(taken(log))] == [3]
+
+
+@pytest.mark.parametrize(("count", "told"), [(3, False), (None, False), (4, True), (2, True)])
+def test_a_log_that_differs_from_its_recording_is_told(count: int | None, told: bool) -> None:
+    log = Log()
+    log.batch(ticks(0.5, 1.5))
+    log.put(b"broken", 1)
+    log.mark(Mark(kind="end", count=count))
+    with structlog.testing.capture_logs() as logs:
+        part = partition()
+        part.take(log.records, T)
+        again = partition(closed(part).checkpoint)
+        again.take(log.records, T)  # rebuilding says nothing again
+    found = [(x["log_level"], x["recording"], x["log"], x["partition"]) for x in logs]
+    assert found == ([("error", count, 3, HERE)] if told else [])
 
 
 def test_contradictions_of_vendor_bars_and_trades_are_dead_lettered() -> None:

@@ -17,6 +17,7 @@ from typing import BinaryIO, Protocol
 
 import numpy as np
 import xxhash
+from numpy.typing import NDArray
 
 from market_data_core.errors import UsageError
 
@@ -31,6 +32,7 @@ _NEWLINE = 10
 _COPY_BYTES = 1 << 20
 _FIRST_READ_BYTES = 1 << 16
 _LEAST_READ_BYTES = 64
+_PIECE_BYTES = 1 << 17
 
 
 class Reader(Protocol):
@@ -227,7 +229,7 @@ class Block:
 
     def split(self, parts: int) -> list[Block]:
         """The same lines in about `parts` blocks."""
-        ends = np.flatnonzero(np.frombuffer(self.data, np.uint8) == _NEWLINE) + 1
+        ends = find_byte(self.data, _NEWLINE) + 1
         step = -(-len(ends) // parts)
         blocks, start = [], 0
         for first in range(0, len(ends), step):
@@ -243,9 +245,30 @@ class Block:
         return [(n, text) for n, text in enumerate(lines, self.line) if text.strip()]
 
 
+def _pieces(data: bytes) -> Iterator[NDArray[np.uint8]]:
+    """`data` in pieces small enough that what is made of one still is in the processor's cache."""
+    view = np.frombuffer(data, np.uint8)
+    for at in range(0, len(view), _PIECE_BYTES):
+        yield view[at : at + _PIECE_BYTES]
+
+
 def count_byte(data: bytes, value: int) -> int:
     """How often the byte `value` occurs; faster than bytes.count where it is frequent."""
-    return int(np.count_nonzero(np.frombuffer(data, np.uint8) == value))
+    return sum(int(np.count_nonzero(piece == value)) for piece in _pieces(data))
+
+
+def find_byte(data: bytes, value: int) -> NDArray[np.intp]:
+    """Where the byte `value` occurs, ascending."""
+    found = [
+        np.flatnonzero(piece == value) + number * _PIECE_BYTES
+        for number, piece in enumerate(_pieces(data))
+    ]
+    return np.concatenate(found) if found else np.empty(0, np.intp)
+
+
+def count_unprintable(data: bytes) -> int:
+    """How many bytes are control characters or not ASCII."""
+    return sum(int(np.count_nonzero(piece.view(np.int8) < 32)) for piece in _pieces(data))
 
 
 def line_blocks(source: Input, chunk_events: int, max_line_bytes: int) -> Iterator[Block]:
@@ -305,7 +328,7 @@ class _LineCutter:
             start = first + 1
         end = piece.rfind(b"\n") + 1
         if end > start:
-            data = bytes(self._carry) + piece[start:end]
+            data = b"".join((self._carry, memoryview(piece)[start:end]))
             self._carry.clear()
             lines = count_byte(data, _NEWLINE)
             yield Block(data, self._line, lines)

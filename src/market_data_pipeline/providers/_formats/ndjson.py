@@ -3,25 +3,40 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
 
 from market_data_core.errors import RejectedError, UsageError
-from market_data_core.events import EVENT_VERSION, Rejected, StreamEvent, is_provider, parse_ts
+from market_data_core.events import (
+    EVENT_VERSION,
+    Rejected,
+    StreamEvent,
+    is_provider,
+    is_symbol,
+    parse_ts,
+)
 from market_data_core.intervals import canonical_interval
 from market_data_core.wire import decode_event
 from market_data_pipeline.providers._formats.inputs import Block, Input, count_byte, line_blocks
 from market_data_pipeline.providers._formats.options import RecordingOptions
 from market_data_pipeline.providers._formats.rows import (
+    Coded,
+    Deferred,
+    Floats,
+    Ints,
     Problems,
     Rows,
     Session,
     stream_column,
     text_codes,
 )
-from market_data_pipeline.providers._formats.times import iso_column
+from market_data_pipeline.providers._formats.times import Details, iso_column, uniform_times
+from market_data_pipeline.providers._formats.uniform_json import UniformLines, uniform_lines
 
 _NUMBERS = ("o", "h", "l", "c", "v")
 _TEXTS = ("provider", "symbol", "kind", "interval", "src_ts", "ingest_ts")
@@ -32,9 +47,14 @@ _SCHEMA = {
     **dict.fromkeys(_TEXTS, pl.String()),
 }
 _OPTIONAL: dict[str, str | int] = {"kind": "tick", "interval": "1s", "seq": 0}
+_CODED = ("symbol", "provider", "kind", "interval")
+_KEYS = frozenset((*_SCHEMA, "event_id"))
+_REQUIRED = _KEYS.difference(_OPTIONAL, ("ingest_ts", "event_id"))
 _KINDS = frozenset({"tick", "bar"})
 _STRICT_LINES = 64
 _PARTS = 16
+_AHEAD = 2
+"""So many blocks are parsed at once, beside the one whose rows are being used."""
 _QUOTE, _BRACE = ord('"'), ord("{")
 
 
@@ -50,62 +70,64 @@ class NdjsonFormat:
     def read(self, session: Session) -> Iterator[Rows]:
         """Yield the file's rows in file order (see ``Format.read``)."""
         options = self._options
-        for block in line_blocks(self._source, options.chunk_events, options.max_line_bytes):
-            if block.reason:
-                yield rejected_block(session, block, self._source.label)
-            else:
-                yield self._parse(session, block)
+        blocks = Deferred(line_blocks(self._source, options.chunk_events, options.max_line_bytes))
+        with ThreadPoolExecutor(_AHEAD, "ndjson") as pool:
+            coming: deque[tuple[Block, Future[_Columns | None]]] = deque()
+            for block in blocks:
+                coming.append((block, pool.submit(_columns, block)))
+                if len(coming) > _AHEAD:
+                    yield self._rows(session, *coming.popleft())
+            while coming:
+                yield self._rows(session, *coming.popleft())
+        blocks.check()
 
-    def _parse(self, session: Session, block: Block) -> Rows:
+    def _rows(self, session: Session, block: Block, coming: Future[_Columns | None]) -> Rows:
+        found = coming.result()
+        if block.reason:
+            return rejected_block(session, block, self._source.label)
+        return self._parse(session, block, found)
+
+    def _parse(self, session: Session, block: Block, found: _Columns | None) -> Rows:
         """By columns; where that refuses, in ever smaller parts, and at last line by line."""
         if block.lines <= _STRICT_LINES:
             return self._by_line(session, block)
-        rows = self._by_column(session, block)
+        rows = self._by_column(session, block, found) if found else None
         if rows is not None:
             return rows
-        return Rows.concat([self._parse(session, part) for part in block.split(_PARTS)])
+        parts = block.split(_PARTS)
+        return Rows.concat([self._parse(session, part, _columns(part)) for part in parts])
 
-    def _by_column(self, session: Session, block: Block) -> Rows | None:
+    def _by_column(self, session: Session, block: Block, found: _Columns) -> Rows | None:
         """Rows of a block in which every line is one event; None if that is not certain."""
-        frame = _frame(block)
-        if frame is None:
-            return None
-        texts = {name: text_codes(frame[name]) for name in ("provider", "kind", "interval")}
-        symbols, symbol_codes = text_codes(frame["symbol"])
-        intervals, interval_codes = texts["interval"]
+        symbols, symbol_codes = found.texts["symbol"]
+        intervals, interval_codes = found.texts["interval"]
         if not (
-            all(symbols)
-            and all(map(is_provider, texts["provider"][0]))
-            and _KINDS.issuperset(texts["kind"][0])
+            all(map(is_symbol, symbols))
+            and all(map(is_provider, found.texts["provider"][0]))
+            and _KINDS.issuperset(found.texts["kind"][0])
         ):
             return None
         try:
             intervals = [canonical_interval(text) for text in intervals]
         except UsageError:
             return None
-        src_ts, details = iso_column(frame["src_ts"])
-        ingest_ts = src_ts
-        if not frame["ingest_ts"].null_count():
-            ingest_ts, more = iso_column(frame["ingest_ts"])
-            details = more | details
-        o, h, low, close, volume = (frame[name].to_numpy() for name in _NUMBERS)
         rows = Rows(
             stream_column(
                 session,
-                len(frame),
-                texts["provider"],
-                texts["kind"],
+                len(found.src_ts),
+                found.texts["provider"],
+                found.texts["kind"],
                 (intervals, interval_codes),
             ),
             session.symbol_ids(symbols)[symbol_codes],
-            src_ts,
-            frame["seq"].to_numpy(),
-            ingest_ts,
-            close,
-            volume,
-            None if all(np.array_equal(x, close) for x in (o, h, low)) else (o, h, low),
+            found.src_ts,
+            found.seq,
+            found.ingest_ts,
+            found.close,
+            found.volume,
+            found.ohl,
         )
-        problems = {i: ("bad_timestamp", detail) for i, detail in details.items()}
+        problems = {i: ("bad_timestamp", detail) for i, detail in found.details.items()}
         lines: list[bytes] = []
 
         def original(i: int) -> tuple[bytes, str]:
@@ -159,6 +181,111 @@ def rejected_block(session: Session, block: Block, label: str) -> Rows:
     }[block.reason]
     return session.rejected_rows(
         [Rejected(block.reason, detail, block.data, f"{label}:{block.line}")]
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Columns:
+    """The fields of events, one a row.
+
+    Attributes:
+        texts: symbol, provider, kind and interval, each as distinct values and their rows.
+        src_ts: UTC ns; 0 where `details` says what is wrong.
+        ingest_ts: likewise.
+        details: what is wrong with a row's times.
+        seq: int64.
+        close: float64.
+        volume: float64.
+        ohl: None if they equal the close.
+    """
+
+    texts: dict[str, Coded]
+    src_ts: Ints
+    ingest_ts: Ints
+    details: Details
+    seq: Ints
+    close: Floats
+    volume: Floats
+    ohl: tuple[Floats, Floats, Floats] | None
+
+
+def _columns(block: Block) -> _Columns | None:
+    """The columns of a block in which every line is one event; None if that is not certain."""
+    if block.reason or block.lines <= _STRICT_LINES:
+        return None
+    return _uniform(block) or _parsed(block)
+
+
+def _uniform(block: Block) -> _Columns | None:
+    """The columns of a block whose lines are all of one shape; None if they are not."""
+    lines = uniform_lines(block.data, block.lines)
+    if lines is None or not lines.keys <= _KEYS or not lines.keys >= _REQUIRED:
+        return None
+    texts = {}
+    for name in _CODED:
+        coded = lines.texts(name) if name in lines.keys else _default(name, block.lines)
+        if coded is None:
+            return None
+        texts[name] = coded
+    src_ts = _times(lines, "src_ts")
+    apart = "ingest_ts" in lines.keys and not lines.same("src_ts", "ingest_ts")
+    ingest_ts = _times(lines, "ingest_ts") if apart else src_ts
+    seq = lines.numbers("seq") if "seq" in lines.keys else None
+    if src_ts is None or ingest_ts is None or not lines.are("ver", b"%d" % EVENT_VERSION):
+        return None
+    if "seq" in lines.keys and (seq is None or seq.places.any()):
+        return None
+    prices = {"c": lines.numbers("c"), "v": lines.numbers("v")}
+    for name in "ohl":
+        prices[name] = prices["c"] if lines.same(name, "c") else lines.numbers(name)
+    values = {name: found.to_floats() for name, found in prices.items() if found}
+    if len(values) < len(prices):
+        return None
+    return _Columns(
+        texts,
+        src_ts,
+        ingest_ts,
+        {},
+        np.zeros(block.lines, np.int64) if seq is None else seq.mantissa,
+        values["c"],
+        values["v"],
+        _ohl(values),
+    )
+
+
+def _times(lines: UniformLines, key: str) -> Ints | None:
+    return uniform_times(lines.words(key), lines.length(key))
+
+
+def _default(name: str, rows: int) -> Coded:
+    return [_OPTIONAL[name]], np.zeros(rows, np.uint32)
+
+
+def _ohl(values: Mapping[str, Floats]) -> tuple[Floats, Floats, Floats] | None:
+    ohl = values["o"], values["h"], values["l"]
+    return None if all(np.array_equal(x, values["c"]) for x in ohl) else ohl
+
+
+def _parsed(block: Block) -> _Columns | None:
+    """The columns of a block that a JSON parser finds to be plain; None if it does not."""
+    frame = _frame(block)
+    if frame is None:
+        return None
+    src_ts, details = iso_column(frame["src_ts"])
+    ingest_ts = src_ts
+    if not frame["ingest_ts"].null_count():
+        ingest_ts, more = iso_column(frame["ingest_ts"])
+        details = more | details
+    values = {name: frame[name].to_numpy() for name in _NUMBERS}
+    return _Columns(
+        {name: text_codes(frame[name]) for name in _CODED},
+        src_ts,
+        ingest_ts,
+        details,
+        frame["seq"].to_numpy(),
+        values["c"],
+        values["v"],
+        _ohl(values),
     )
 
 

@@ -1,0 +1,97 @@
+"""How a group gets into SQLite: bars, checkpoint, messages and gaps, inside one transaction."""
+
+from __future__ import annotations
+
+import sqlite3
+from dataclasses import astuple
+
+import numpy as np
+
+from market_data_core.contracts.store import (
+    BadRow,
+    Claim,
+    CommitResult,
+    Group,
+    Message,
+    OutboxItem,
+    PartitionKey,
+)
+from market_data_core.errors import FencedError
+from market_data_store.backends._sqlite_bars import bad_rows, write_bars
+
+MINE = "consumer_group = ? AND topic = ? AND partition = ?"
+MESSAGE = "destination, key, payload, count, to_partition, provider, min_ts, max_ts"
+
+
+def commit_group(
+    db: sqlite3.Connection,
+    group: Group,
+    now: int,
+    result: CommitResult,
+) -> None:
+    """Write one group and add what was done to `result`; errors undo the whole transaction."""
+    claim, key = group.claim, group.claim.key
+    origin = f"{key.group}/{key.topic}/{key.partition}/{claim.token}/{claim.sequence}"
+    bad: list[BadRow] = []
+    messages: list[Message] = []
+    for i, batch in enumerate(group.bars):
+        written = write_bars(db, batch, now)
+        result.counts.add(written.counts)
+        bad += bad_rows(i, written)
+        changed = batch if written.changed is None else batch.take(np.array(written.changed, int))
+        if group.bars_topic and len(changed):
+            version = _next_version(db)
+            span = int(changed.ts.min()), int(changed.ts.max())
+            messages.append(
+                Message(
+                    group.bars_topic,
+                    f"{origin}/bars/{i}",
+                    changed.encode(version),
+                    len(changed),
+                    provider=changed.provider,
+                    min_ts=span[0],
+                    max_ts=span[1],
+                )
+            )
+    checkpoint, more = group.finish(bad)
+    if bad:
+        result.bad[key.partition] = bad
+    cursor = db.execute(
+        f"""UPDATE partitions SET sequence = sequence + 1, checkpoint = ?, heartbeat = ?
+            WHERE {MINE} AND token = ? AND sequence = ?""",
+        (checkpoint, now, *row_of(key), claim.token, claim.sequence),
+    )
+    require(cursor.rowcount == 1, claim)
+    for message in (*messages, *more):
+        cursor = db.execute(
+            f"""INSERT INTO outbox (consumer_group, topic, partition, {MESSAGE})
+                VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)""",
+            (*row_of(key), *astuple(message)),
+        )
+        result.outbox.append(OutboxItem(cursor.lastrowid or 0, key.partition, message))
+    db.executemany(
+        """INSERT INTO gaps
+            (provider, symbol, from_ts, to_ts, cause, state, detail, created_at)
+            VALUES (?, ?, ?, ?, ?, 'open', ?, ?) ON CONFLICT DO NOTHING""",
+        [(g.provider, g.symbol, g.from_ts, g.to_ts, g.cause, g.detail, now) for g in group.gaps],
+    )
+
+
+def row_of(key: PartitionKey) -> tuple[str, str, int]:
+    """The values that :data:`MINE` asks for."""
+    return key.group, key.topic, key.partition
+
+
+def require(holds: bool, claim: Claim) -> None:
+    """Raise FencedError if the claim does not hold."""
+    if not holds:
+        msg = f"partition {claim.key.partition} of {claim.key.topic} has a new owner"
+        raise FencedError(msg, claim.key.partition)
+
+
+def _next_version(db: sqlite3.Connection) -> int:
+    (version,) = db.execute(
+        """INSERT INTO sequences VALUES ('bars', 1)
+            ON CONFLICT (name) DO UPDATE SET value = value + 1 RETURNING value"""
+    ).fetchone()
+    return int(version)
