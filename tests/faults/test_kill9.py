@@ -241,16 +241,19 @@ class _Storm:
                     life.worker.stop()
             self._bury()
         # what a worker left unpublished when it died is published by whoever owns its partition
+        dead = self._owners()
         last = self._lab.start("stream", "micro-batch")
-        wait_until(self._owned_by_one, "one worker owns all partitions")
+        wait_until(lambda: self._owned_by_one(dead), "one worker owns all partitions")
         wait_until(self._all_read, "the log is read to its end")
         last.stop()
 
-    def _owned_by_one(self) -> bool:
-        owners = checks.query(
-            self._lab.store_file, "SELECT owner, count(*) FROM partitions GROUP BY 1"
-        )
-        return len(owners) == 1 and owners[0][0] != ""
+    def _owners(self) -> set[object]:
+        rows = checks.query(self._lab.store_file, "SELECT DISTINCT owner FROM partitions")
+        return {owner for (owner,) in rows}
+
+    def _owned_by_one(self, dead: set[object]) -> bool:
+        owners = self._owners()
+        return len(owners) == 1 and not owners & {"", *dead}
 
     def _all_read(self) -> bool:
         places = checks.checkpoints(self._lab, EVENTS)

@@ -68,7 +68,7 @@ def between(events: Iterable[StreamEvent], begin_s: float, end_s: float) -> list
 
 def split_late(events: Sequence[StreamEvent]) -> tuple[list[StreamEvent], list[StreamEvent]]:
     """Some of the last ones come after windows of theirs have closed, and restate them."""
-    late = [e for e in between(events, _NOW_S - 3, _NOW_S) if e.seq % 4 == 2]
+    late = [e for e in between(events, _NOW_S - 5, _NOW_S) if e.seq % 4 == 2]
     return [e for e in events if e not in late], late
 
 
@@ -205,7 +205,23 @@ def in_the_middle_and_unread(lab: Lab, live: list[StreamEvent], lane: list[Strea
     record(lab, lane)
 
 
-@pytest.mark.parametrize("way", [unread, lane_first, in_the_middle, in_the_middle_and_unread])
+def while_a_worker_runs(lab: Lab, live: list[StreamEvent], lane: list[StreamEvent]) -> None:
+    """The feed's worker does not begin anew, so it never looks at what others have done since."""
+    soon, late = split_late(between(live, 15, _NOW_S))
+    feed(lab, between(live, 0, 15), soon)
+    worker = lab.start("stream", "micro-batch")
+    wait_until(lambda: _all_read(lab), "the first part is read")
+    record(lab, lane)
+    feed(lab, late, between(live, _NOW_S, SECONDS), later())
+    wait_until(lambda: _all_read(lab), "the second part is read")
+    record(lab, lane)
+    worker.stop()
+
+
+WAYS = [unread, lane_first, in_the_middle, in_the_middle_and_unread, while_a_worker_runs]
+
+
+@pytest.mark.parametrize("way", WAYS)
 def test_a_recording_beside_a_live_feed(
     lab: Lab,
     source: list[StreamEvent],

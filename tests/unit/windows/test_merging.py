@@ -138,7 +138,7 @@ def variants(seed: int) -> list[Steps]:
     return [Steps(batches), Steps(batches, held=range(150, 330)), Steps(batches, known=known)]
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("variant", [0, 1, 2], ids=["free", "held back", "injected"])
 def test_a_stream_that_merges_gives_what_one_that_does_not_gives(
     seed: int, variant: int, merged: list[int], monkeypatch: pytest.MonkeyPatch
@@ -152,7 +152,7 @@ def test_a_stream_that_merges_gives_what_one_that_does_not_gives(
     assert len(merged) == before
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(3))
 def test_offsets_are_those_of_the_records_that_the_events_came_in(
     seed: int, merged: list[int]
 ) -> None:
@@ -175,7 +175,7 @@ def resumed(stream: WindowStream, steps: Steps, upto: int) -> WindowStream:
     return found
 
 
-@pytest.mark.parametrize(("seed", "step"), [(0, 7), (1, 23), (2, 23)])
+@pytest.mark.parametrize(("seed", "step"), [(0, 20), (1, 60), (2, 60)])
 @pytest.mark.parametrize("variant", [0, 1], ids=["free", "held back"])
 def test_a_restart_changes_nothing(
     seed: int, step: int, variant: int, merged: list[int], monkeypatch: pytest.MonkeyPatch
@@ -192,3 +192,22 @@ def test_a_restart_changes_nothing(
         rest = [steps.take(again, p) for p in range(position + 1, BATCHES)]
         assert [*rest, steps.end(again)] == expected[position + 1 :]
     assert merged
+
+
+def test_what_was_accepted_long_ago_is_not_late_after_a_restart() -> None:
+    """The first record of what was put together had a lower watermark before it than the last."""
+    log = [to_batch([("A", T + i, i, 1.0) for i in range(stream_module._SMALL)])]
+    late = [("A", T + 2_500 * NS_PER_MS, 0, 2.0)]
+    later = [[("A", T + 5_500 * NS_PER_MS + i, i, 3.0)] for i in range(1, stream_module._MERGE)]
+    log += [to_batch(rows) for rows in (late, *later)]
+    stream = WindowStream(SPEC)
+    stream.add(log[0], 0)
+    stream.progress(T + 4 * S + S // 2)  # the final watermark is at 2 s
+    stream.collect(T + S)
+    for position in range(1, len(log)):
+        assert not len(stream.add(log[position], position))
+    assert stream.resume_position() == 1
+    assert len(stream._pending) == 1
+    again = resumed(stream, Steps(log), len(log))
+    bars = Steps(log).end(again)[0]
+    assert {(row[1] - T) / S: row[2] for row in bars[0][2]} == {2.0: 1, 5.0: len(later)}
