@@ -20,6 +20,7 @@ from market_data_core.config import document
 from market_data_core.events import REASONS
 from market_data_pipeline import metrics
 from market_data_pipeline.cli import app
+from market_data_store import metrics as store_metrics
 from market_data_store.migrations import migrations
 
 REFERENCE = Path(__file__).resolve().parent / "reference"
@@ -86,7 +87,8 @@ In any text `${VAR}` stands for an environment variable, `${VAR:-default}` has a
 _METRICS_INTRO = """\
 Each long-running command serves its own metrics for Prometheus under `/metrics` on
 `telemetry.metrics_host` and `telemetry.metrics_port`. Counters and gauges are those of the process:
-sum them over the workers. [Watch it](../how-to/watch-it.md) shows queries.
+sum them over the workers. [Watch it](../how-to/watch-it.md) shows queries. The `sink_*`
+and `mds_*` ones are those of a `WriteCoordinator` in your own program.
 """
 
 _TABLES_INTRO = """\
@@ -174,7 +176,8 @@ def _listed(stage: str) -> str:
 
 def _metrics() -> Iterator[str]:
     yield from ("# Metrics", "", _MARK, "", *_METRICS_INTRO.splitlines(), "")
-    found = [v for v in vars(metrics).values() if isinstance(v, MetricWrapperBase)]
+    every = (*vars(metrics).values(), *vars(store_metrics).values())
+    found = [value for value in every if isinstance(value, MetricWrapperBase)]
     rows = []
     for metric in found:
         ((family),) = metric.describe()

@@ -27,6 +27,7 @@ _WAIT = {
 }
 _BROKEN = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_FORMAT)
 _PAGE_SIZE_MIN = 4096
+_JOURNAL_MAGIC = bytes.fromhex("d9d505f920a163d7")
 _FOLD_PAUSE_MIN_S, _FOLD_PAUSE_MAX_S = 1.0, 60.0
 BUSY_TIMEOUT_MS = 5_000
 
@@ -114,8 +115,7 @@ def _is_fresh(path: Path, application_id: int) -> bool:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise _cannot_open(path, error) from error
-    _is_ours(path, application_id)
-    return not _size(path)
+    return not (_is_ours(path, application_id) or _size(path)) or _never_made(path)
 
 
 def is_there(path: Path, application_id: int) -> bool:
@@ -147,7 +147,23 @@ def _is_ours(path: Path, application_id: int) -> bool:
         raise UsageError(msg)
     if found.st_size % _PAGE_SIZE_MIN and not _size(f"{path}-wal"):  # from its log it is made whole
         raise damaged(path, f"its {found.st_size} bytes are no whole number of pages")
-    return _look_inside(path, application_id) if found.st_size else False
+    if not found.st_size or _never_made(path):
+        return False
+    return _look_inside(path, application_id)
+
+
+def _never_made(path: Path) -> bool:
+    """Whether a process died while it wrote the first page of a new file.
+
+    Its rollback journal says that there was nothing before; who opens the file for writing
+    undoes it, who only reads cannot.
+    """
+    try:
+        with Path(f"{path}-journal").open("rb") as file:
+            head = file.read(20)
+    except OSError:
+        return False
+    return head[:8] == _JOURNAL_MAGIC and head[16:20] == bytes(4)
 
 
 def _cannot_open(path: Path, error: OSError) -> UsageError:

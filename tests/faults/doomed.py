@@ -1,8 +1,8 @@
 """``mdp`` that kills itself at a chosen write boundary of the bus or the store, if told to.
 
 ``MDP_DOOM=store:COMMIT:after:3`` means: right after the third COMMIT on a store's connection,
-kill -9. The first word is ``store``, how a topic's name begins, or ``bus`` for any topic; the second one is
-how the statement begins; the third one ``before`` or ``after``.
+kill -9. The first word is ``store``, how a topic's name begins, or ``bus`` for any topic; the
+second one is how the statement begins; the third one ``before`` or ``after``.
 
 ``MDP_BLOCK_ROWS=100`` lets a recording come in so small blocks that even a short one is written
 to the bus in many steps.

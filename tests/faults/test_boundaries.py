@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-
 from tests.faults import checks
 from tests.faults.doomed import BOUNDARIES
 from tests.faults.lab import BARS, EVENTS, Lab, cases

@@ -243,8 +243,11 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return lab.path
 
 
-@pytest.mark.parametrize("harm", cases([_foreign, _halved, _garbage, _scrambled], 2))
-@pytest.mark.parametrize("victim", ["store", EVENTS])
+_HARMS = ("store", _foreign), (EVENTS, _halved), (EVENTS, _foreign), ("store", _halved)
+_MORE_HARMS = [(victim, harm) for victim in ("store", EVENTS) for harm in (_garbage, _scrambled)]
+
+
+@pytest.mark.parametrize(("victim", "harm"), cases([*_HARMS, *_MORE_HARMS], 2))
 def test_what_is_not_ours_is_left_alone(
     sound: Path, make_lab: Callable[..., Lab], harm: Callable[[Path], None], victim: str
 ) -> None:

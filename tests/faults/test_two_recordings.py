@@ -86,7 +86,7 @@ def _bars(lab: Lab) -> int:
     return checks.number(lab.store_file, "SELECT count(*) FROM bars_ohlcv")
 
 
-@pytest.mark.parametrize("way", cases([_cut_short, _apart, _at_once, _reversed, _together], 3))
+@pytest.mark.parametrize("way", cases([_cut_short, _at_once, _apart, _reversed, _together], 2))
 def test_every_way_gives_the_same_bars(
     lab: Lab,
     halves: tuple[str, str],

@@ -42,7 +42,7 @@ async def call_safely(
         if cancel_requested():
             raise
         failed(error)
-    except BaseException as error:  # noqa: BLE001  (a library's panic is not an Exception)
+    except BaseException as error:  # a library's panic is not an Exception
         failed(error)
     else:
         return True

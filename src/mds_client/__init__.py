@@ -1,0 +1,21 @@
+"""The client library: what applications import."""
+
+from mds_client import models
+from mds_client.models import (
+    Bar,
+    FundamentalPoint,
+    InvalidRecord,
+    NewsItem,
+    OptionSnap,
+    SignalRow,
+)
+
+__all__ = [
+    "Bar",
+    "FundamentalPoint",
+    "InvalidRecord",
+    "NewsItem",
+    "OptionSnap",
+    "SignalRow",
+    "models",
+]
