@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
 
 import pytest
 from hypothesis import settings
+
+if TYPE_CHECKING:
+    from tests.servers.postgres import Server
 
 pytest.register_assert_rewrite("market_data_core.testing")  # failures of the suites show values
 
@@ -28,12 +33,27 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.delenv(name)
 
 
+def _missing(what: str) -> NoReturn:
+    """Skip the test; where all tests have to run, fail it."""
+    if os.environ.get("CI"):
+        pytest.fail(what)
+    pytest.skip(what)
+
+
 @pytest.fixture(scope="session")
 def recorded_data() -> Path:
     """The folder of recorded market data; absent outside CI: skipped, absent in CI: failed."""
     if not RECORDED.is_dir():
-        reason = f"recorded market data is not in {RECORDED}"
-        if os.environ.get("CI"):
-            pytest.fail(reason)
-        pytest.skip(reason)
+        _missing(f"recorded market data is not in {RECORDED}")
     return RECORDED
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Server]:
+    """A PostgreSQL server; absent outside CI: skipped, absent in CI: failed."""
+    from tests.servers import postgres  # a driver that most tests need not load
+
+    with postgres.running() as server:
+        if server is None:
+            _missing(postgres.MISSING)
+        yield server

@@ -16,6 +16,8 @@ from market_data_core.contracts.store import Store
 from market_data_pipeline.patience import patient
 
 _SQLITE = "sqlite:///"
+_SCHEMES = {"postgresql": "postgres"}
+"""Schemes of URIs that are not the name of their backend."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +70,8 @@ def open_store(settings: Settings, clock: Clock | None = None) -> Store:
         DamagedFileError: the file is not what it should be.
     """
     uri = settings.store.uri
-    created: Store = registry.backend("store", uri.partition(":")[0]).create(
+    scheme = uri.partition(":")[0]
+    created: Store = registry.backend("store", _SCHEMES.get(scheme, scheme)).create(
         uri, clock or SystemClock()
     )
     return created

@@ -6,8 +6,7 @@ import sqlite3
 from collections.abc import AsyncIterator, Callable
 from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -15,6 +14,9 @@ from market_data_core import registry
 from market_data_core.clock import Clock
 from market_data_core.contracts.store import Store
 from market_data_core.testing.store_suite import OpenStore, Query, StoreSuite
+
+if TYPE_CHECKING:
+    from tests.servers.postgres import Server
 
 
 @dataclass(frozen=True)
@@ -25,8 +27,8 @@ class Database:
     query: Query
 
 
-def _sqlite(folder: Path) -> Database:
-    path = folder / "store.db"
+def _sqlite(request: pytest.FixtureRequest) -> Database:
+    path = request.getfixturevalue("tmp_path") / "store.db"
 
     def query(sql: str) -> list[Any]:
         with closing(sqlite3.connect(path)) as db:
@@ -35,14 +37,23 @@ def _sqlite(folder: Path) -> Database:
     return Database(f"sqlite:///{path}", query)
 
 
+def _postgres(request: pytest.FixtureRequest) -> Database:
+    server: Server = request.getfixturevalue("postgres")
+    uri = server.new_schema()
+    return Database(uri, lambda sql: server.query(sql, uri))
+
+
 # A backend without an entry here fails its tests.
-DATABASES: dict[str, Callable[[Path], Database]] = {"sqlite": _sqlite}
+DATABASES: dict[str, Callable[[pytest.FixtureRequest], Database]] = {
+    "postgres": _postgres,
+    "sqlite": _sqlite,
+}
 
 
 class TestStore(StoreSuite):
     @pytest.fixture(params=registry.backends("store"))
-    def database(self, request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, Database]:
-        return request.param, DATABASES[request.param](tmp_path)
+    def database(self, request: pytest.FixtureRequest) -> tuple[str, Database]:
+        return request.param, DATABASES[request.param](request)
 
     @pytest.fixture
     def query(self, database: tuple[str, Database]) -> Query:
