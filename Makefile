@@ -41,7 +41,7 @@ check: setup ## lint, formatting, types, layers, house rules
 
 test: check ## everything in check, then all tests and a short fault campaign
 	$(BIN)/pytest -q -n $(JOBS) $(wildcard tests/unit tests/property tests/conformance \
-	  tests/integration tests/faults)
+	  tests/integration tests/load tests/faults)
 
 bench: setup ## both sides of every speed claim, on this machine
 	$(BIN)/python -m benchmarks
