@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Iterator
 from hashlib import sha256
 from itertools import islice
@@ -11,7 +12,7 @@ import structlog
 
 from market_data_core.contracts.provider import Item, Recording
 from market_data_core.contracts.store import Claim, PartitionKey, WriteCounts
-from market_data_core.errors import OutOfOrder, TransientError
+from market_data_core.errors import DamagedFileError, LogLostError, OutOfOrder, TransientError
 from market_data_core.intervals import NS_PER_MS, NS_PER_S
 from market_data_core.records import TopicInfo
 from market_data_pipeline.assembly import Assembly, Summary
@@ -25,11 +26,18 @@ _LANES = "@lanes"
 _RETRY_S = 0.2
 _DRAIN_S = 10.0
 _AHEAD = 4
+_LANE_CHARS = 16
+_LANE = re.compile(f"[0-9a-f]{{{_LANE_CHARS}}}")
 
 
-def _take(items: Iterator[Item]) -> list[Item]:
-    """The next few; several at a time, so that reading and carrying seldom wait for each other."""
-    return list(islice(items, _AHEAD))
+def _take(items: Iterator[Item]) -> tuple[list[Item], Exception | None]:
+    """The next few, so that reading and carrying seldom wait for each other; what ended them."""
+    taken: list[Item] = []
+    try:
+        taken.extend(islice(items, _AHEAD))  # keeps what came before an error
+    except Exception as error:  # raised again once those are carried
+        return taken, error
+    return taken, None
 
 
 class Lanes:
@@ -103,7 +111,7 @@ class Lanes:
         """The lane's topic: the same inputs cut into the same windows are the same lane."""
         bus = self._parts.settings.bus
         words = repr((recording.lane, self._parts.spec, bus.partitions))
-        return f"{bus.events_topic}.{sha256(words.encode()).hexdigest()[:16]}"
+        return f"{bus.events_topic}.{sha256(words.encode()).hexdigest()[:_LANE_CHARS]}"
 
     async def _finished(self, topic: str) -> Summary | None:
         """The summary of a lane that is complete; a lane whose log has lost any begins anew."""
@@ -144,19 +152,28 @@ class Lanes:
         settings = parts.settings.bus
         oldest = parts.clock.now_ns() - int(settings.retention.hours * 3600 * NS_PER_S)
         for info in await bus.topics():
-            if not info.name.startswith(f"{settings.events_topic}.") or info.name in mine:
+            prefix, _, lane = info.name.rpartition(".")
+            if prefix != settings.events_topic or not _LANE.fullmatch(lane) or info.name in mine:
                 continue
-            newest = 0
-            for number in range(info.partitions):
-                bounds = await bus.bounds(info.name, number)
-                if bounds.next > bounds.first:
-                    last = await bus.poll(info.name, {number: bounds.next - 1}, 1, 0)
-                    newest = max(newest, last[number][0].append_ts)
+            try:
+                newest = await self._newest(info)
+            except (DamagedFileError, LogLostError) as error:
+                log.warning("an old recording's log is left alone", reason=str(error))
+                continue
             if 0 < newest < oldest:
                 log.info("the log of an old recording is dropped", topic=info.name)
-                lane = info.name.removeprefix(f"{settings.events_topic}.")
-                await bus.drop_topic(info.name)
                 await bus.drop_topic(f"{settings.bars_topic}.{lane}")
+                await bus.drop_topic(info.name)
+
+    async def _newest(self, info: TopicInfo) -> int:
+        """When the topic's last record was appended; 0 if it has none."""
+        newest = 0
+        for number in range(info.partitions):
+            bounds = await self._parts.bus.bounds(info.name, number)
+            if bounds.next > bounds.first:
+                last = await self._parts.bus.poll(info.name, {number: bounds.next - 1}, 1, 0)
+                newest = max(newest, last[number][0].append_ts)
+        return newest
 
     async def _feed(self, recording: Recording, info: TopicInfo, stop: asyncio.Event) -> None:
         bus, numbers = self._parts.bus, range(info.partitions)
@@ -165,16 +182,20 @@ class Lanes:
         items = recording.read()
         coming = asyncio.ensure_future(asyncio.to_thread(_take, items))
         while not stop.is_set():
-            some = await coming
-            if not some:
-                await producer.end()
-                return
+            some, error = await coming
             coming = asyncio.ensure_future(asyncio.to_thread(_take, items))  # read ahead
             for item in some:
                 producer.add(item)
                 if producer.full:
                     await producer.flush()
                     self._parts.produced(producer)
+            if error:
+                await producer.flush()
+                self._parts.produced(producer)
+                raise error
+            if not some:
+                await producer.end()
+                return
 
     async def _claim_lanes(self, stop: asyncio.Event) -> Claim | None:
         lease_ns = self._parts.settings.micro_batch.lease_ms * NS_PER_MS

@@ -209,7 +209,8 @@ def test_lanes_make_one_whole_whatever_their_order_and_crashes(
     runs = data.draw(
         st.lists(st.tuples(st.integers(0, 1), st.integers(10, 90)), min_size=1, max_size=4)
     )
-    asyncio.run(run_lanes(Lanes(spec), inputs, runs, data.draw(st.sampled_from((2, 4, 20)))))
+    most = data.draw(st.sampled_from((2, 4, 20)))
+    asyncio.run(run_lanes(Lanes(spec), inputs, runs, most))
 
 
 _SHORT_NS = 12 * NS_PER_MS

@@ -47,6 +47,7 @@ class Plan:
     places: int
     odd: tuple[int, ...]
     spoilt: tuple[tuple[float, int], ...]
+    wrong: tuple[tuple[str, str], ...]
 
     def data(self) -> bytes:
         chance = random.Random(self.seed)
@@ -77,6 +78,9 @@ class Plan:
             "seq": pick(("7", "12", str(number)), ("7", "1.5", "-3", "12345678901234567")),
             "event_id": json.dumps(f"bench|{number}"),
         }
+        for key, kind in self.wrong:  # every line has the same wrong type
+            plain = fields[key].strip('"')
+            fields[key] = {"quoted": f'"{plain}"', "bare": plain, "null": "null"}.get(kind, kind)
         comma, colon = self.separators
         parts = [f'"{k}"{colon}{v}' for k, v in fields.items() if k not in self.absent]
         return "{" + comma.join(parts) + "}"
@@ -90,6 +94,13 @@ PLANS = st.builds(
     alike=st.booleans(),
     places=st.integers(0, 9),
     odd=st.lists(st.integers(0, LINES - 1), max_size=3).map(tuple),
+    wrong=st.lists(
+        st.tuples(
+            st.sampled_from(["ver", "provider", "symbol", "src_ts", "o", "c", "seq", "event_id"]),
+            st.sampled_from(["quoted", "bare", "null", "5", '""', "true"]),
+        ),
+        max_size=1,
+    ).map(tuple),
     spoilt=st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), max_size=2).map(tuple),
 )
 

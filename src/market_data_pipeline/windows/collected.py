@@ -13,7 +13,7 @@ from market_data_pipeline.windows.assigner import NEVER
 
 @dataclass(slots=True)
 class Part:
-    """Events of one record that wait for their window.
+    """Events that wait for their window, from one record or from several that follow each other.
 
     Attributes:
         position: lowest log offset they came from; -1 if they are not from our log.

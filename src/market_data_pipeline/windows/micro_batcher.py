@@ -23,7 +23,7 @@ from market_data_core.contracts.store import (
 from market_data_core.errors import FencedError, TransientError
 from market_data_core.records import Entry, TopicInfo
 from market_data_pipeline.observe import Observer
-from market_data_pipeline.windows.assigner import FOREVER, NEVER, WindowSpec, floor_to
+from market_data_pipeline.windows.assigner import FOREVER, NEVER, WindowSpec
 from market_data_pipeline.windows.checkpoint import Counts, decode_checkpoint
 from market_data_pipeline.windows.group import PartitionGroup, Topics
 from market_data_pipeline.windows.partition import Partition
@@ -36,8 +36,6 @@ log = structlog.get_logger("micro_batcher")
 _TICK_S = 0.02
 _RETAIN_EVERY_S = 60.0
 _PENDING_ROWS_MAX = 20_000
-_STEP_NS = 600 * 10**9
-"""Event time over which a lane asks at once what others know."""
 
 
 class MicroBatcher:
@@ -80,7 +78,6 @@ class MicroBatcher:
         self._writer = GroupWriter(bus, store, observer, guard)
         self._owned: dict[int, Partition] = {}
         self._known_to: dict[tuple[int, str], int] = {}
-        self._stepping: set[tuple[int, str]] = set()
         self._committing: asyncio.Task[None] | None = None
         self._beat_at = self._commit_at = self._retain_at = 0.0
         self._before: dict[int, int] = {}
@@ -108,8 +105,7 @@ class MicroBatcher:
     def ended(self) -> bool:
         """Whether every partition was read to its end mark and committed."""
         done = [p for p in self._owned.values() if p.ended and not p.restoring and not p.dirty]
-        whole = len(done) == self._info.partitions and not self._stepping
-        return whole and self._committing is None
+        return len(done) == self._info.partitions and self._committing is None
 
     async def run(self, stop: asyncio.Event, drain_s: float = 0.0) -> None:
         """Work until `stop` is set or the lane has ended; then commit and let go.
@@ -215,7 +211,6 @@ class MicroBatcher:
         partition.dirty = bool(found.gaps)
         self._owned[number] = partition
         self._known_to = {key: to for key, to in self._known_to.items() if key[0] != number}
-        self._stepping = {key for key in self._stepping if key[0] != number}
         self._before[number] = found.checkpoint.counts.received
         self._observer.adopted(number, found.checkpoint.counts)
         log.debug("partition owned", topic=self._info.name, partition=number, token=claim.token)
@@ -230,7 +225,7 @@ class MicroBatcher:
             if partition.restoring or not partition.ended
         }
         if not positions:
-            await asyncio.sleep(0 if self._stepping else _TICK_S)
+            await asyncio.sleep(_TICK_S)
             return False
         began = self._clock.now_ns()
         found = await self._writer.retry(
@@ -273,11 +268,7 @@ class MicroBatcher:
             await self._settle_commit()
 
     async def _consult(self, history: History, partition: Partition, provider: str) -> int:
-        """Bring in what others know of the windows about to close; returns how far they may.
-
-        A recording with few events of its own must not bring in all that others hold between its
-        first and its last one: windows without any are passed over, the rest comes in steps.
-        """
+        """Bring in what others know of the windows about to close; returns how far they may."""
         number, stream = partition.claim.key.partition, partition.ticks[provider]
         begin = self._known_to.get((number, provider))
         if begin is None:
@@ -288,15 +279,9 @@ class MicroBatcher:
                 await self._resettle(history, partition, provider, begin)
         limit = await self._writer.retry(lambda: history.limit(provider, number, begin))
         target = min(stream.watermark, stream.known_until(), limit)
-        start = max(begin, min(stream.needed_from(), target))
-        step = floor_to(max(_STEP_NS, *self._spec.intervals_ns), self._spec.base_ns)
-        self._stepping.discard((number, provider))
-        if target > start + step:
-            target = limit = start + step
-            self._stepping.add((number, provider))
-        if target > start:
+        if target > begin:
             batches = await self._writer.retry(
-                lambda: history.known(provider, number, start, target)
+                lambda: history.known(provider, number, begin, target)
             )
             for batch in batches:
                 stream.inject(batch)

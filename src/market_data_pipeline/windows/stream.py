@@ -141,7 +141,8 @@ class WindowStream:
 
     def release_at(self) -> int:
         """Watermark at which nothing of the closed windows is held any more."""
-        last = max((block.last for block in self._blocks), default=FOREVER)
+        held = [*(b.last for b in self._blocks), *(p.last for p in self._restored)]
+        last = max(held, default=FOREVER)
         if last >= FOREVER:
             return FOREVER
         return floor_to(last, self.spec.base_ns) + self.spec.base_ns + self.spec.revise_horizon_ns
@@ -160,10 +161,8 @@ class WindowStream:
         A resumed stream has everything below its final watermark in its settled rows; a new one
         begins with the widest window that any event that is not late can lie in.
         """
-        return self._settled_to if self.closed > NEVER else self.needed_from()
-
-    def needed_from(self) -> int:
-        """Begin of the earliest window that an event which is not late can still lie in."""
+        if self.closed > NEVER:
+            return self._settled_to
         first = min((p.first for p in self._pending), default=FOREVER)
         return self._begun_before(min(first, self.final))
 
@@ -328,6 +327,7 @@ class WindowStream:
         self._blocks.append(block_of(ordered.events, parts))
 
     def _close(self, closing: int, out: Collected) -> None:
+        assert closing >= FOREVER or closing % self.spec.base_ns == 0  # noqa: S101
         before, self.closed = self.closed, closing
         split = [part.split(closing) for part in self._pending]
         parts = [below for below, _ in split if below]

@@ -46,3 +46,18 @@ def test_a_pause_holds_windows_open_for_an_hour_and_no_longer() -> None:
     marks, resume = advance(Log(), 2 * HOUR, paused=True)
     assert {m.kind for m in marks} == {"idle"}
     assert resume >= 2
+
+
+def test_a_new_owner_of_a_silent_provider_lets_go_too() -> None:
+    log = Log()
+    log.batch(ticks(0.5, 2.5))
+    log.mark(Mark(kind="idle", provider="p", ts=T + 4 * S))
+    first = partition()
+    first.take(log.records, T)
+    checkpoint = closed(first).checkpoint
+    assert checkpoint.resume == 0
+
+    second = partition(checkpoint)
+    second.take(log.records, T)
+    second.take([], T + 60 * S)
+    assert [(m.ts - T) // S for m in second.idle_marks(S)] == [8]

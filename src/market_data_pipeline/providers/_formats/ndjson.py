@@ -221,6 +221,8 @@ def _uniform(block: Block) -> _Columns | None:
     lines = uniform_lines(block.data, block.lines)
     if lines is None or not lines.keys <= _KEYS or not lines.keys >= _REQUIRED:
         return None
+    if lines.text_keys != lines.keys & {*_TEXTS, "event_id"}:
+        return None  # a number in quotes, or a text without
     texts = {}
     for name in _CODED:
         coded = lines.texts(name) if name in lines.keys else _default(name, block.lines)

@@ -76,13 +76,15 @@ class UniformLines:
 
     Attributes:
         keys: the fields' names.
+        text_keys: names of those whose values are in quotes.
     """
 
     def __init__(
-        self, text: Text, data: bytes, keys: list[str], begins: Index, lengths: Index
+        self, text: Text, data: bytes, fields: dict[str, _Field], begins: Index, lengths: Index
     ) -> None:
         self._text, self._data = text, data
-        self._row = {key: row for row, key in enumerate(keys)}
+        self._row = {key: row for row, key in enumerate(fields)}
+        self.text_keys = {key for key, field in fields.items() if field.is_text}
         self._begins, self._lengths = begins, lengths
         self._heads = text.words(begins) & LOW_BYTES[np.minimum(lengths, WORD)]
         self.keys = self._row.keys()
@@ -221,7 +223,7 @@ def uniform_lines(data: bytes, lines: int) -> UniformLines | None:
         return None
     if not _same_prefixes(text, fields, cuts):
         return None
-    return UniformLines(text, data, list(shape), begins, lengths)
+    return UniformLines(text, data, shape, begins, lengths)
 
 
 def _same_prefixes(text: Text, fields: list[_Field], cuts: Index) -> bool:
