@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import io
 import sys
 from collections.abc import Coroutine, Iterable, Mapping, Sequence
@@ -40,6 +39,8 @@ def load_settings(config: Path | None) -> Settings:
 
 def run_async(work: Coroutine[Any, Any, T]) -> T:
     """The result of `work`; Ctrl-C ends the command with code 0."""
+    import asyncio  # a tenth of what starting the command takes
+
     try:
         return asyncio.run(work)
     except KeyboardInterrupt:

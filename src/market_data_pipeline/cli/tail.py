@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -76,6 +75,8 @@ async def _tail(
 
 async def _wait_for(bus: Bus, settings: Settings, name: str) -> None:
     """A topic that a stage will create is waited for, so that tail can be started first."""
+    import asyncio
+
     from market_data_pipeline.assembly import LETTERS_TOPIC
 
     if name in (settings.bus.events_topic, settings.bus.bars_topic, LETTERS_TOPIC):
