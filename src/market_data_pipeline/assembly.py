@@ -25,11 +25,13 @@ from market_data_pipeline.windows.checkpoint import Counts
 from market_data_pipeline.windows.history import LaneHistory, RawEvents
 from market_data_pipeline.windows.micro_batcher import MicroBatcher
 from market_data_pipeline.windows.settings import BatcherSettings
+from market_data_store.sinks.groups import CoordinatedCommits
 
 log = structlog.get_logger("flow")
 
 LETTERS_TOPIC = "mdp.dlq"
 _POLL_BYTES = 4 << 20
+_COORDINATOR = "micro_batcher"
 
 
 class Progress:
@@ -184,6 +186,20 @@ class Assembly:
             info.partitions,
             self.spec,
         )
+        observer = Observer(
+            info.name,
+            bus.group,
+            self.member,
+            live,
+            batch.max_symbols_in_metrics,
+            codec.oldest_ingest,
+        )
+        commits = CoordinatedCommits(
+            self.store,
+            _COORDINATOR,
+            capacity=settings.pending_rows_max,
+            timed=observer.store_write,
+        )
         return MicroBatcher(
             self.bus,
             self.store,
@@ -194,14 +210,8 @@ class Assembly:
             LETTERS_TOPIC,
             settings,
             self.clock,
-            Observer(
-                info.name,
-                bus.group,
-                self.member,
-                live,
-                batch.max_symbols_in_metrics,
-                codec.oldest_ingest,
-            ),
+            observer,
+            commits,
             history,
             guard,
         )

@@ -25,6 +25,7 @@ from market_data_pipeline.windows.checkpoint import decode_checkpoint
 from market_data_pipeline.windows.micro_batcher import MicroBatcher
 from market_data_pipeline.windows.settings import BatcherSettings
 from market_data_store.backends.sqlite import SqliteStore
+from market_data_store.sinks.groups import CoordinatedCommits
 
 EVENTS, BARS, LETTERS, GROUP = "mdp.events", "mdp.bars", "mdp.dlq", "g"
 START = 1_761_314_520 * NS_PER_S
@@ -114,8 +115,9 @@ def _batcher(pair: Opened, info: TopicInfo, member: str, poll_bytes: int) -> Mic
     )
     bus, store = pair
     observer = Observer(EVENTS, GROUP, member, True, 0)
+    commits = CoordinatedCommits(store, member)
     return MicroBatcher(
-        bus, store, codec, SPEC, info, BARS, LETTERS, settings, SystemClock(), observer
+        bus, store, codec, SPEC, info, BARS, LETTERS, settings, SystemClock(), observer, commits
     )
 
 

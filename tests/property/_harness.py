@@ -15,6 +15,7 @@ from market_data_core.contracts.store import (
     Message,
     OutboxItem,
     PartitionKey,
+    Positions,
 )
 from market_data_core.deadletters import DeadLetter, decode_letters
 from market_data_core.errors import FencedError, RejectedError, TransientError
@@ -45,9 +46,18 @@ from market_data_pipeline.windows.partition import Partition
 from market_data_pipeline.windows.recovery import recover
 from market_data_pipeline.windows.settings import BatcherSettings
 from market_data_pipeline.windows.stream import WindowStream
+from market_data_store.coordinator import RetryPolicy
+from market_data_store.sinks.groups import CoordinatedCommits
 
 if TYPE_CHECKING:
     pass
+
+
+def coordinated(store: Positions, name: str = "m") -> CoordinatedCommits:
+    """A worker's way into the store, which tries again without a pause."""
+    retry = RetryPolicy(max_attempts=100, initial_backoff_ms=0)
+    return CoordinatedCommits(store, name, retry=retry)
+
 
 GROUP, EVENTS, BARS, LETTERS = "group", "mdp.events", "mdp.bars", "mdp.dlq"
 

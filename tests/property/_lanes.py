@@ -16,6 +16,7 @@ from tests.property._harness import (
     assert_same,
     base_of,
     batcher_settings,
+    coordinated,
     letters_of,
     mark_entry,
     split,
@@ -92,6 +93,7 @@ class Lanes:
             settings,
             self.clock,
             Observer(lane, GROUP, settings.member, False, 0),
+            coordinated(store, settings.member),
             history,
         )
         try:

@@ -28,7 +28,7 @@ from market_data_core.testing.oracle import BarKey, OracleBar, oracle_bars
 from market_data_pipeline.windows.checkpoint import decode_checkpoint
 
 if TYPE_CHECKING:
-    import polars as pl
+    pass
 
 StoredBars = dict[tuple[str, BarKey], OracleBar]
 """(interval, (provider, symbol, start)) -> values."""
@@ -161,7 +161,7 @@ class _Row:
 
 @dataclass(slots=True)
 class MemoryStore:
-    """Implements the contract of a store; at every commit the equation has to hold.
+    """Implements the half of a store that holds positions; each commit keeps the equation.
 
     Attributes:
         fails: what happens to the next commits: "before" (not done), "after" (done, answer lost).
@@ -179,12 +179,6 @@ class MemoryStore:
     keys: Counter[str] = field(default_factory=Counter)
     ledger: list[Gap] = field(default_factory=list)
     ids: int = 0
-
-    async def migrate(self) -> None:
-        return
-
-    async def schema_behind(self) -> int:
-        return 0
 
     async def heartbeat(
         self, group: str, topic: str, member: str, lease_ns: int, owned: Mapping[int, int]
@@ -299,20 +293,7 @@ class MemoryStore:
     async def forget(self, group: str, topic: str) -> None:
         self.rows = {k: r for k, r in self.rows.items() if (k.group, k.topic) != (group, topic)}
 
-    async def bars(
-        self,
-        symbol: str | None = None,
-        interval: str | None = None,
-        provider: str | None = None,
-        start: int | None = None,
-        end: int | None = None,
-    ) -> pl.DataFrame:
-        raise NotImplementedError
-
-    async def gaps(self) -> list[Gap]:
-        return list(self.ledger)
-
-    async def close(self) -> None:
+    async def ping(self) -> None:
         return
 
 

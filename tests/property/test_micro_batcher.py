@@ -22,6 +22,7 @@ from tests.property._harness import (
     World,
     assert_same,
     batcher_settings,
+    coordinated,
     decoded_letters,
     entries_of,
     entry_of,
@@ -245,6 +246,7 @@ class Workers:
             replace(batcher_settings(member, 300, LANE_MAX_FUTURE_NS), lease_ns=_SHORT_NS),
             self.clock,
             Observer(EVENTS, GROUP, member, False, 0),
+            coordinated(store, member),
         )
         self.tasks.append(asyncio.create_task(worker.run(self.stop)))
 

@@ -13,6 +13,7 @@ from tests.property._harness import (
     MAX_FUTURE_NS,
     PARTITIONS,
     batcher_settings,
+    coordinated,
     split,
     total_counts,
 )
@@ -71,7 +72,17 @@ async def stopped_at_once(bus: MemoryBus, drain_s: float) -> tuple[int, int]:
     settings = batcher_settings("m", 1, MAX_FUTURE_NS)  # one record at a time
     observer = Observer(EVENTS, GROUP, "m", True, 0)
     worker = MicroBatcher(
-        bus, store, codec, SPEC, info, LETTERS, LETTERS, settings, bus.clock, observer
+        bus,
+        store,
+        codec,
+        SPEC,
+        info,
+        LETTERS,
+        LETTERS,
+        settings,
+        bus.clock,
+        observer,
+        coordinated(store),
     )
     stop = asyncio.Event()
     stop.set()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, Protocol
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from market_data_core.bars import BarBatch
+from market_data_core.tables import Policy, Select, StoreStatus, Table
 
 if TYPE_CHECKING:
     import polars as pl
@@ -134,6 +136,10 @@ class Group(Protocol):
         """
         ...
 
+    def refused(self, checkpoint: bytes) -> Sequence[BadRow]:
+        """Which of its bars were refused, told from the checkpoint that its commit left."""
+        ...
+
 
 @dataclass(slots=True)
 class WriteCounts:
@@ -183,25 +189,41 @@ class PartitionStatus:
     checkpoint: bytes | None
 
 
-class Store(Protocol):
-    """A database of bars that also holds the positions of those who write them.
+class Commits(Protocol):
+    """Where a micro-batcher gives its groups; an async context, entered while it works."""
+
+    async def __aenter__(self) -> object: ...
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+        /,
+    ) -> None: ...
+
+    async def commit(
+        self, groups: Sequence[Group], published: Sequence[int], guard: Claim | None = None
+    ) -> CommitResult:
+        """As :meth:`Store.commit`; errors that pass are waited out, and no outcome is unknown.
+
+        Raises:
+            FencedError: a claim no longer holds; nothing was written.
+        """
+        ...
+
+    def hold(self, rows: int) -> None:
+        """So many rows wait for earlier ones to be committed before they are given here."""
+        ...
+
+
+class Positions(Protocol):
+    """Who owns which partition, and results and positions in one transaction.
 
     Every method raises TransientError while the database cannot be used; nothing was done then,
     except that the outcome of `commit` is unknown if the connection broke inside it: read the
     partition's `status` and compare sequence and token.
     """
-
-    async def migrate(self) -> None:
-        """Bring the schema to this release's version; safe to call at any time."""
-        ...
-
-    async def schema_behind(self) -> int:
-        """How many steps `migrate` would take; writes nothing.
-
-        Raises:
-            UsageError: the schema is newer than this release.
-        """
-        ...
 
     async def heartbeat(
         self, group: str, topic: str, member: str, lease_ns: int, owned: Mapping[int, int]
@@ -250,6 +272,88 @@ class Store(Protocol):
         """Remove a topic's partition rows (an abandoned lane)."""
         ...
 
+    async def ping(self) -> None:
+        """Return if the database can be written; raises TransientError if it cannot."""
+        ...
+
+
+class Tables(Protocol):
+    """Rows for those who write and read them as such.
+
+    Every method raises TransientError while the database cannot be used; nothing was done then.
+    """
+
+    async def write_bars(self, batches: Sequence[BarBatch]) -> WriteCounts:
+        """Upsert bars in one transaction, by the same rules as `commit`; no one is told of them.
+
+        Raises:
+            RejectedError: a row can never be stored; nothing was written.
+        """
+        ...
+
+    async def upsert(self, table: Table, rows: Sequence[Any]) -> WriteCounts:
+        """Insert rows, or update those that differ from what is stored, in one transaction.
+
+        Args:
+            table: any but that of the bars.
+            rows: objects with an attribute for each column of ``table.written``; times are
+                datetimes with a zone, days are dates, JSON are dictionaries or lists. Of several
+                rows with one key the last counts.
+
+        Raises:
+            RejectedError: a row can never be stored; nothing was written.
+        """
+        ...
+
+    async def replace(self, table: Table, old: Any, new: Any) -> bool:
+        """Put `new` in the place of `old`, which has the same key, if it is still stored so."""
+        ...
+
+    async def select(self, what: Select) -> pl.DataFrame:
+        """The rows as a frame: texts and JSON as String, times as Datetime("ns", "UTC")."""
+        ...
+
+    def scan(self, what: Select, rows_max: int = 100_000) -> AsyncIterator[pl.DataFrame]:
+        """The same rows in frames of at most `rows_max`, all as of one moment."""
+        ...
+
+    async def retain(self, table: Table, before: int, interval: str | None = None) -> int:
+        """Delete rows whose time is before `before` (UTC ns), a bounded number at a time.
+
+        Args:
+            table: bars (with their history), signals, options, fundamentals, news or job runs.
+            before: as above.
+            interval: bars only: of this interval alone.
+
+        Returns:
+            How many were deleted.
+        """
+        ...
+
+
+class Store(Positions, Tables, Protocol):
+    """A database of bars and what belongs to them, which also holds its writers' positions."""
+
+    async def migrate(self) -> None:
+        """Bring the schema to this release's version; safe to call at any time."""
+        ...
+
+    async def migrate_down(self, to: int) -> None:
+        """Take the schema back to step `to`; what only newer steps have is lost.
+
+        Raises:
+            UsageError: there is no such step below the present one.
+        """
+        ...
+
+    async def schema_behind(self) -> int:
+        """How many steps `migrate` would take; writes nothing.
+
+        Raises:
+            UsageError: the schema is newer than this release.
+        """
+        ...
+
     async def bars(
         self,
         symbol: str | None = None,
@@ -259,6 +363,14 @@ class Store(Protocol):
         end: int | None = None,
     ) -> pl.DataFrame:
         """Bars with start <= ts < end (UTC ns), ordered by key; None means any."""
+        ...
+
+    async def inspect(self) -> StoreStatus:
+        """How the store stands."""
+        ...
+
+    async def policies(self) -> list[Policy]:
+        """What is done to the tables as time goes on."""
         ...
 
     async def gaps(self) -> list[Gap]:

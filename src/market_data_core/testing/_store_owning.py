@@ -59,6 +59,11 @@ class FakeGroup:
         self.finished.append(list(bad))
         return self.checkpoint, self.messages
 
+    def refused(self, checkpoint: bytes) -> Sequence[BadRow]:
+        """None: nobody asks."""
+        assert checkpoint == self.checkpoint
+        return ()
+
     def next(self, **changes: Any) -> FakeGroup:
         """The group that follows this one, once it has been committed."""
         claim = replace(self.claim, sequence=self.claim.sequence + 1)

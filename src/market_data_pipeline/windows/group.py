@@ -18,7 +18,7 @@ from market_data_core.intervals import format_interval
 from market_data_core.partitioning import partition_of
 from market_data_core.records import Record
 from market_data_pipeline.windows.aggregate import Events
-from market_data_pipeline.windows.checkpoint import Checkpoint
+from market_data_pipeline.windows.checkpoint import Checkpoint, decode_checkpoint
 from market_data_pipeline.windows.collected import Closed
 from market_data_pipeline.windows.stream import WindowStream
 
@@ -78,6 +78,10 @@ class PartitionGroup:
             for i, part in enumerate(_portions(letters))
         ]
         return checkpoint.encode(), [*self.forwards, *messages]
+
+    def refused(self, checkpoint: bytes) -> Sequence[BadRow]:
+        """Which of its bars were refused, told from the checkpoint that its commit left."""
+        return [BadRow(*row, "") for row in decode_checkpoint(checkpoint).bad]
 
     def _letter(self, bad: BadRow) -> DeadLetter:
         batch, i = self.decided[bad.batch].bars, bad.row

@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 
 from market_data_core.contracts.bus import Bus, Codec
-from market_data_core.contracts.store import Store
+from market_data_core.contracts.store import Positions
 from market_data_core.deadletters import DeadLetter, decode_letters
 from market_data_core.errors import RejectedError
 from market_data_core.events import EventBatch, StreamEvent, parse_ts
@@ -155,7 +155,7 @@ class LaneHistory:
     def __init__(
         self,
         bus: Bus,
-        store: Store,
+        store: Positions,
         raw: RawEvents,
         group: str,
         lane: str,

@@ -16,8 +16,9 @@ from market_data_core.clock import Clock
 from market_data_core.contracts.bus import Bus, Codec
 from market_data_core.contracts.store import (
     Claim,
+    Commits,
     PartitionKey,
-    Store,
+    Positions,
     WriteCounts,
 )
 from market_data_core.errors import FencedError, TransientError
@@ -35,7 +36,6 @@ log = structlog.get_logger("micro_batcher")
 
 _TICK_S = 0.02
 _RETAIN_EVERY_S = 60.0
-_PENDING_ROWS_MAX = 20_000
 
 
 class MicroBatcher:
@@ -52,6 +52,7 @@ class MicroBatcher:
         settings: how the worker behaves.
         clock: wall-clock time.
         observer: keeps the metrics.
+        commits: where groups are given.
         history: for a lane, what is known already.
         guard: a claim without which the lane may not write.
     """
@@ -59,7 +60,7 @@ class MicroBatcher:
     def __init__(
         self,
         bus: Bus,
-        store: Store,
+        store: Positions,
         codec: Codec,
         spec: WindowSpec,
         info: TopicInfo,
@@ -68,14 +69,15 @@ class MicroBatcher:
         settings: BatcherSettings,
         clock: Clock,
         observer: Observer,
+        commits: Commits,
         history: History | None = None,
         guard: Claim | None = None,
     ) -> None:
         self._bus, self._store, self._codec = bus, store, codec
         self._spec, self._info, self._settings, self._clock = spec, info, settings, clock
         self._topics = Topics(info.name, info.partitions, bars_topic, letters_topic)
-        self._observer, self._history = observer, history
-        self._writer = GroupWriter(bus, store, observer, guard)
+        self._observer, self._history, self._commits = observer, history, commits
+        self._writer = GroupWriter(bus, store, commits, observer, guard)
         self._owned: dict[int, Partition] = {}
         self._known_to: dict[tuple[int, str], int] = {}
         self._committing: asyncio.Task[None] | None = None
@@ -119,22 +121,26 @@ class MicroBatcher:
             FencedError: the guard was lost.
         """
         try:
-            busy, deadline = True, float("inf")
-            while not self.ended:
-                if stop.is_set():
-                    deadline = min(deadline, time.monotonic() + drain_s)
-                    if not busy or time.monotonic() >= deadline:
-                        break
-                await self._rebalance()
-                busy = await self._read()
-                await self._decide(busy)
-                await self._mark_idle()
-                await self._retain()
-            await self._commit(list(self._owned.values()))
-            await self._settle_commit()
-            await self._writer.tidy()
+            async with self._commits:
+                await self._work(stop, drain_s)
         finally:
             await self._leave()
+
+    async def _work(self, stop: asyncio.Event, drain_s: float) -> None:
+        busy, deadline = True, float("inf")
+        while not self.ended:
+            if stop.is_set():
+                deadline = min(deadline, time.monotonic() + drain_s)
+                if not busy or time.monotonic() >= deadline:
+                    break
+            await self._rebalance()
+            busy = await self._read()
+            await self._decide(busy)
+            await self._mark_idle()
+            await self._retain()
+        await self._commit(list(self._owned.values()))
+        await self._settle_commit()
+        await self._writer.tidy()
 
     async def _leave(self) -> None:
         if self._committing:
@@ -260,7 +266,9 @@ class MicroBatcher:
         due = now >= self._commit_at or any(p.has_output or p.ended for p in ready)
         free = self._committing is None or self._committing.done() or not busy
         # a store that is slow or down must not let bars pile up here: then reading waits
-        full = sum(p.pending_rows for p in ready) >= _PENDING_ROWS_MAX
+        pending = sum(p.pending_rows for p in ready)
+        self._commits.hold(pending)
+        full = pending >= self._settings.pending_rows_max
         if ready and due and (free or full):
             self._commit_at = now + self._settings.commit_interval_ns / 1e9
             await self._commit(ready)

@@ -22,6 +22,7 @@ class BatcherSettings:
         max_future_ns: how far ahead of its append a live event may be; None on a lane.
         retention_ns: age at which read records are forgotten.
         retention_bytes: size of the topic beyond which they are forgotten earlier.
+        pending_rows_max: bars that may wait for a commit under way before reading waits too.
     """
 
     group: str
@@ -33,6 +34,7 @@ class BatcherSettings:
     max_future_ns: int | None
     retention_ns: int
     retention_bytes: int
+    pending_rows_max: int = 20_000
 
     @property
     def live(self) -> bool:

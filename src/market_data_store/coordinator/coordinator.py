@@ -19,7 +19,7 @@ from market_data_store.coordinator.monitor import Callback, Monitor
 from market_data_store.coordinator.observe import CoordinatorHealth
 from market_data_store.coordinator.policy import CircuitBreaker, RetryPolicy
 from market_data_store.coordinator.settings import Overflow
-from market_data_store.coordinator.worker import Sink, Worker, WorkerPool
+from market_data_store.coordinator.worker import DeadLetters, Sink, Worker, WorkerPool
 
 T = TypeVar("T")
 log = structlog.get_logger("coordinator")
@@ -99,7 +99,7 @@ class WriteCoordinator(Intake[T]):
         drop_callback: Callable[[T], Any] | None = None,
         on_backpressure_high: Callback | None = None,
         on_backpressure_low: Callback | None = None,
-        dlq: DeadLetterQueue[T] | str | Path | None = None,
+        dlq: DeadLetters[T] | str | Path | None = None,
         coord_id: str = "default",
         drain_timeout: float = 10.0,
         feedback: FeedbackSink | Sequence[FeedbackSink] = (),
@@ -130,9 +130,9 @@ class WriteCoordinator(Intake[T]):
             key,
             callback_timeout,
         )
-        if not isinstance(dlq, DeadLetterQueue):
-            dlq = DeadLetterQueue[T](f".dlq/{coord_id}.ndjson" if dlq is None else dlq)
-        self.dlq = dlq
+        if dlq is None or isinstance(dlq, str | Path):
+            dlq = DeadLetterQueue[T](dlq or f".dlq/{coord_id}.ndjson")
+        self.dlq: DeadLetters[T] = dlq
         self._drain_timeout = drain_timeout
         self._breaker = circuit_breaker or CircuitBreaker()
         self._workers = self._make_workers(sink, retry_policy or RetryPolicy())
@@ -161,6 +161,13 @@ class WriteCoordinator(Intake[T]):
         await self._queue.flush()
         self._observer.tell(self._queue)
 
+    def hold(self, rows: int) -> None:
+        """Tell that the submitter holds so many rows back until earlier ones are written.
+
+        They count as waiting, in watermarks, feedback and health, but take no room.
+        """
+        self._monitor.hold(rows)
+
     def health(self) -> CoordinatorHealth:
         """What it is doing now."""
         seen = self._observer
@@ -169,7 +176,7 @@ class WriteCoordinator(Intake[T]):
             running=self._queue.accepting,
             workers=self._worker_count,
             workers_alive=self._pool.alive,
-            queue_size=self._queue.rows,
+            queue_size=self._queue.depth,
             capacity=self._queue.capacity,
             in_flight=self._queue.in_flight,
             circuit_state=self._breaker.state,
@@ -251,7 +258,7 @@ class WriteCoordinator(Intake[T]):
             if left:
                 error = TimeoutError(f"not written within {self._drain_timeout} s of closing")
                 about = {"reason": "shutdown", "coord_id": self.coord_id}
-                await self.dlq.save(left, error, about)
+                await self.dlq.save_all([(left, error)], about)
                 self._observer.set_aside(len(left), "shutdown")
         except Exception as error:
             msg = (

@@ -85,11 +85,18 @@ class Monitor:
                 await self._publish()
         self._observer.tell(self._queue)
 
+    def hold(self, rows: int) -> None:
+        """So many rows wait outside of the queue."""
+        if rows != self._queue.held:
+            self._queue.held = rows
+            self._crossed()
+
     def _crossed(self) -> None:
         """The queue has reached a bound; called in the middle of submitting and taking."""
         pressure, high, level = self._pressure, self._pressure.high, self._pressure.level
-        pressure.update(self._queue.rows)
-        self._queue.upper, self._queue.lower = pressure.upper, pressure.lower
+        held = self._queue.held
+        pressure.update(self._queue.depth)
+        self._queue.upper, self._queue.lower = pressure.upper - held, pressure.lower - held
         if pressure.high != high:
             self._turns.append(pressure.high)
             if len(self._turns) > _TURNS_MAX:  # in pairs, so that high and low still alternate
@@ -128,7 +135,7 @@ class Monitor:
                 await self._publish()
 
     async def _publish(self) -> None:
-        level, rows, capacity = self._pressure.level, self._queue.rows, self._queue.capacity
+        level, rows, capacity = self._pressure.level, self._queue.depth, self._queue.capacity
         reason = f"{rows} of {capacity} rows wait"
         if self._breaker.state != "closed":
             reason += f"; the store does not answer: {self._observer.last_error}"

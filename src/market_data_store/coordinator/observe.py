@@ -90,7 +90,7 @@ class Observer:
 
     def tell(self, queue: WriteQueue[Any]) -> None:
         """Bring the metrics up to date with the queue and the counts."""
-        self._depth.set(queue.rows)
+        self._depth.set(queue.depth)
         for name, metric, now in (
             ("submitted", self._submitted, queue.arrived),
             ("refused", self._refused, self.refused),

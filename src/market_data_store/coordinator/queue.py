@@ -38,6 +38,7 @@ class WriteQueue(Generic[T]):
 
     Attributes:
         rows: inside now.
+        held: that a submitter holds back until earlier ones are written; they count as waiting.
         upper: `crossed` is called when the queue holds at least so many rows.
         lower: `crossed` is called when an item leaves and at most so many rows stay.
         accepting: whether offers are taken.
@@ -54,7 +55,7 @@ class WriteQueue(Generic[T]):
     ) -> None:
         self.capacity = capacity
         self.batch_size = min(batch_size, capacity)
-        self.rows = 0
+        self.rows = self.held = 0
         self.upper = capacity + 1
         self.lower = -1
         self.crossed: Callable[[], None] = lambda: None
@@ -75,6 +76,11 @@ class WriteQueue(Generic[T]):
     def waiting(self) -> bool:
         """Whether somebody waits for room."""
         return bool(self._waiters)
+
+    @property
+    def depth(self) -> int:
+        """Rows that wait, inside and outside."""
+        return self.rows + self.held
 
     @property
     def arrived(self) -> int:

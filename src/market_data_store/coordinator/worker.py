@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 import structlog
 
 from market_data_store.coordinator._calls import cancel_requested, maybe_await
-from market_data_store.coordinator.dead_letter import DeadLetterQueue
 from market_data_store.coordinator.lanes import Batch
 from market_data_store.coordinator.observe import Observer
 from market_data_store.coordinator.policy import CircuitBreaker, RetryPolicy, classify
@@ -40,6 +40,24 @@ class Sink(Protocol[T_contra]):
             Exception: nothing was stored, or it is not known whether it was. What kind of error
                 it is decides what follows: :func:`market_data_store.coordinator.classify`.
         """
+        ...
+
+
+class DeadLetters(Protocol[T_contra]):
+    """Where rows go that cannot be written; :class:`DeadLetterQueue` keeps them in a file."""
+
+    @property
+    def path(self) -> Path:
+        """Where that is, for messages."""
+        ...
+
+    async def save_all(
+        self,
+        failed: Sequence[tuple[Sequence[T_contra], BaseException | str]],
+        metadata: Mapping[str, Any] | None = None,
+        /,
+    ) -> None:
+        """Keep the items, with why they failed; durable when it returns."""
         ...
 
 
@@ -103,7 +121,7 @@ class Worker(Generic[T]):
         sink: Sink[T],
         retry: RetryPolicy,
         breaker: CircuitBreaker,
-        dead_letters: DeadLetterQueue[T],
+        dead_letters: DeadLetters[T],
         observer: Observer,
         rows_of: Callable[[T], int],
     ) -> None:

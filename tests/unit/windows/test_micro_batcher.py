@@ -12,6 +12,7 @@ from tests.property._harness import (
     LEASE_NS,
     PARTITIONS,
     World,
+    coordinated,
     letters_of,
     total_counts,
 )
@@ -23,7 +24,6 @@ from market_data_core.errors import FencedError
 from market_data_core.partitioning import partition_of
 from market_data_core.testing.oracle import OracleEvent
 from market_data_core.testing.strategies import START_NS
-from market_data_pipeline import patience
 from market_data_pipeline.observe import Observer
 from market_data_pipeline.windows import micro_batcher
 from market_data_pipeline.windows.assigner import WindowSpec
@@ -131,10 +131,8 @@ def test_a_lane_leaves_the_windows_of_a_live_feed_until_the_feed_has_passed() ->
 
 @pytest.mark.parametrize("outcomes", [["before"], ["after"], ["before", "after"]])
 def test_an_unknown_outcome_is_looked_up_before_trying_again(
-    outcomes: list[str], monkeypatch: pytest.MonkeyPatch
+    outcomes: list[str],
 ) -> None:
-    monkeypatch.setattr(patience, "_PAUSE_MIN_S", 0.0)
-
     async def run(lanes: Lanes) -> None:
         lanes.store.fails = outcomes
         await lanes.feed(A, trades(0.5, 1.5, 0.5), 1)
@@ -152,13 +150,15 @@ def test_a_lost_guard_is_not_taken_for_a_lost_partition() -> None:
         key = PartitionKey(GROUP, "@lanes", 0)  # a number that a partition of the lane has too
         guard = await world.store.claim(key, "us", LEASE_NS)
         group = (await world.own(0)).group()
-        writer = GroupWriter(world.bus, world.store, Observer(A, GROUP, "us", False, 0), guard)
-        await writer.commit([group])
+        observer = Observer(A, GROUP, "us", False, 0)
+        async with coordinated(world.store) as commits:
+            writer = GroupWriter(world.bus, world.store, commits, observer, guard)
+            await writer.commit([group])
 
-        world.clock.advance(LEASE_NS + 1)
-        await world.store.claim(key, "them", LEASE_NS)
-        with pytest.raises(FencedError) as lost:
-            await writer.commit([(await world.own(0)).group()])
-        assert lost.value.partition == -1
+            world.clock.advance(LEASE_NS + 1)
+            await world.store.claim(key, "them", LEASE_NS)
+            with pytest.raises(FencedError) as lost:
+                await writer.commit([(await world.own(0)).group()])
+            assert lost.value.partition == -1
 
     asyncio.run(run())

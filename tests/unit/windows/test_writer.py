@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import pytest
+from tests.property._harness import coordinated
 
 from market_data_core.clock import ManualClock
 from market_data_core.contracts.store import (
@@ -21,7 +22,6 @@ from market_data_core.errors import FencedError, TransientError
 from market_data_core.events import make_batch
 from market_data_core.partitioning import partition_of
 from market_data_core.records import Record
-from market_data_pipeline import patience
 from market_data_pipeline.bus import codec
 from market_data_pipeline.bus.embedded import EmbeddedBus
 from market_data_pipeline.observe import Observer
@@ -62,11 +62,6 @@ class Deaf(SqliteStore):
         return await super().status(group, topic)
 
 
-@pytest.fixture(autouse=True)
-def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(patience, "_PAUSE_MIN_S", 0.0)
-
-
 @pytest.fixture
 async def store(tmp_path: Path) -> AsyncIterator[Deaf]:
     opened = Deaf(tmp_path / "store.db", clock=ManualClock(T))
@@ -78,7 +73,8 @@ async def store(tmp_path: Path) -> AsyncIterator[Deaf]:
 @pytest.fixture
 async def writer(store: Deaf, tmp_path: Path) -> AsyncIterator[GroupWriter]:
     bus = EmbeddedBus(tmp_path / "bus", clock=ManualClock(T))
-    yield GroupWriter(bus, store, Observer("mdp.events", "g", "us", False, 0), None)
+    async with coordinated(store) as commits:
+        yield GroupWriter(bus, store, commits, Observer("mdp.events", "g", "us", False, 0), None)
     await bus.close()
 
 
