@@ -7,12 +7,9 @@ must have become, and store, checkpoints, ledger and published bars are held aga
 from __future__ import annotations
 
 import asyncio
-import sqlite3
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path
 
 from tests.faults.lab import ALLOW_LATE_MS, BASE_MS, EVENTS, HORIZON_MS, LETTERS, Lab
 
@@ -111,43 +108,22 @@ def _single(event: StreamEvent, record: Record) -> LogItem:
     return oracle_events(builder.build()[0][0])[0]
 
 
-def query(path: Path, sql: str) -> list[tuple[object, ...]]:
-    """Rows of one of the deployment's files; none while the file or the table is not there yet."""
-    if not path.exists():
-        return []
-    with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as db:
-        try:
-            return db.execute(sql).fetchall()
-        except sqlite3.OperationalError as error:
-            if "no such table" not in str(error):
-                raise
-            return []
-
-
-def number(path: Path, sql: str) -> int:
-    """The one number that a query gives; 0 if there is none."""
-    rows = query(path, sql)
-    return int(str(rows[0][0] or 0)) if rows else 0
-
-
 def stored_bars(lab: Lab) -> dict[StoredKey, OracleBar]:
     """The store's rows; a key can be there only once, which the table's size confirms."""
-    rows = query(
-        lab.store_file, f"SELECT provider, symbol, interval, ts, {_VALUES} FROM bars_ohlcv"
-    )
-    found = {(str(p), str(s), str(i), int(str(t))): OracleBar(*v) for p, s, i, t, *v in rows}  # type: ignore[arg-type]
+    start_ns = lab.store.start_ns
+    rows = lab.query(f"SELECT provider, symbol, interval, {start_ns}, {_VALUES} FROM bars_ohlcv")
+    found = {(p, s, i, int(t)): OracleBar(*v) for p, s, i, t, *v in rows}
     assert len(found) == len(rows), "duplicate rows"
     return found
 
 
 def checkpoints(lab: Lab, topic: str) -> dict[int, Checkpoint]:
     """Each partition's place."""
-    rows = query(
-        lab.store_file,
+    rows = lab.query(
         f"SELECT partition, checkpoint FROM partitions WHERE topic = '{topic}' "
-        "AND checkpoint IS NOT NULL",
+        "AND checkpoint IS NOT NULL"
     )
-    return {int(str(p)): decode_checkpoint(c) for p, c in rows if isinstance(c, bytes)}
+    return {partition: decode_checkpoint(checkpoint) for partition, checkpoint in rows}
 
 
 def total_counts(lab: Lab, topic: str) -> Counts:
@@ -240,7 +216,7 @@ def _bars_of(
 
 def check_published(lab: Lab, topics: list[str]) -> None:
     """The outbox is empty, and the latest version of every published bar is the stored one."""
-    assert query(lab.store_file, "SELECT count(*) FROM outbox") == [(0,)]
+    assert lab.query("SELECT count(*) FROM outbox") == [(0,)]
     latest: dict[StoredKey, tuple[int, OracleBar]] = {}
     for name in topics:
         for record in (r for part in read_topic(lab, name).records for r in part):
@@ -265,5 +241,5 @@ def _rows(batch: BarBatch) -> Iterator[tuple[StoredKey, OracleBar]]:
 
 def check_files(lab: Lab) -> None:
     """Every file is a sound database."""
-    for path in (lab.store_file, *(lab.home / "bus").glob("*.db")):
-        assert query(path, "PRAGMA integrity_check") == [("ok",)], path
+    for file in lab.files:
+        assert file.query("PRAGMA integrity_check") == [("ok",)], file.path

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from tests.faults.lab import Lab
+from tests.faults.stores import Database, PostgresSchema
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -18,13 +19,31 @@ def _interruptible() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run a module's tests on each of its STORES; on a file where it names none."""
+    if "new_database" in metafunc.fixturenames:
+        stores = getattr(metafunc.module, "STORES", ("sqlite",))
+        metafunc.parametrize("new_database", stores, indirect=True)
+
+
 @pytest.fixture
-def make_lab(tmp_path: Path) -> Iterator[Callable[..., Lab]]:
+def new_database(request: pytest.FixtureRequest) -> Callable[[], Database | None]:
+    """Makes the store of a deployment; None for a file in its folder."""
+    if request.param == "sqlite":
+        return lambda: None
+    server = request.getfixturevalue("postgres")
+    return lambda: PostgresSchema(server)
+
+
+@pytest.fixture
+def make_lab(
+    tmp_path: Path, new_database: Callable[[], Database | None]
+) -> Iterator[Callable[..., Lab]]:
     """Makes deployments; their processes end with the test."""
     made: list[Lab] = []
 
     def make(name: str = "lab", **settings: Any) -> Lab:
-        made.append(Lab(tmp_path / name, **settings))
+        made.append(Lab(tmp_path / name, new_database(), **settings))
         return made[-1]
 
     yield make

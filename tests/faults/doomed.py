@@ -1,5 +1,7 @@
 """``mdp`` that kills itself at a chosen write boundary of the bus or the store, if told to.
 
+The store is a SQLite file, or whatever psycopg is connected to.
+
 ``MDP_DOOM=store:COMMIT:after:3`` means: right after the third COMMIT on a store's connection,
 kill -9. The first word is ``store``, how a topic's name begins, or ``bus`` for any topic; the
 second one is how the statement begins; the third one ``before`` or ``after``.
@@ -14,6 +16,7 @@ import os
 import signal
 import sqlite3
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -45,9 +48,10 @@ class _Doom:
         self._left = int(count)
         self._counting = threading.Lock()
 
-    def strike(self, path: Path, statement: str, when: str) -> None:
+    def strike(self, path: Path, statement: object, when: str) -> None:
         """Die if this is the statement."""
         place = "store" if path.name == "store.db" else path.name.removesuffix(".db")
+        statement = statement.decode() if isinstance(statement, bytes) else str(statement)
         named = place.startswith(self.place) or (self.place == "bus" and place != "store")
         if not named or when != self.when or not statement.lstrip().startswith(self.verb):
             return
@@ -80,6 +84,36 @@ def _connections_of(doom: _Doom) -> type[sqlite3.Connection]:
     return Doomed
 
 
+def _doom_psycopg(doom: _Doom) -> None:
+    """Count the statements of all connections, those that begin and end transactions too."""
+    from psycopg import AsyncConnection, AsyncCursor
+
+    path = Path("store.db")
+
+    def counted(method: Callable[..., Any]) -> Callable[..., Any]:
+        async def call(self: Any, statement: Any, *args: Any, **options: Any) -> Any:
+            doom.strike(path, statement, "before")
+            done = await method(self, statement, *args, **options)
+            doom.strike(path, statement, "after")
+            return done
+
+        return call
+
+    command = AsyncConnection._exec_command
+
+    def counted_command(self: Any, statement: Any, *args: Any) -> Any:
+        doom.strike(path, statement, "before")
+        yield from command(self, statement, *args)
+        doom.strike(path, statement, "after")
+
+    changed: Any = AsyncCursor
+    changed.execute, changed.executemany = (
+        counted(changed.execute),
+        counted(changed.executemany),
+    )
+    AsyncConnection._exec_command = counted_command  # type: ignore[assignment,method-assign]
+
+
 def main() -> None:
     """Run the command line under what the environment says."""
     from market_data_pipeline.cli import main as mdp
@@ -88,10 +122,13 @@ def main() -> None:
     if os.environ.get("MDP_BLOCK_ROWS"):
         merge.BLOCK_ROWS = int(os.environ["MDP_BLOCK_ROWS"])
     if os.environ.get("MDP_DOOM"):
-        connect, factory = sqlite3.connect, _connections_of(_Doom(os.environ["MDP_DOOM"]))
+        doom = _Doom(os.environ["MDP_DOOM"])
+        connect, factory = sqlite3.connect, _connections_of(doom)
 
         def doomed_connect(database: Any, **options: Any) -> sqlite3.Connection:
             return connect(database, factory=factory, **options)
 
         sqlite3.connect = doomed_connect  # type: ignore[assignment]
+        if doom.place == "store":
+            _doom_psycopg(doom)
     mdp()

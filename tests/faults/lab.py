@@ -12,9 +12,10 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import yaml
+from tests.faults.stores import Database, SqliteFile, ordered
 
 T = TypeVar("T")
 
@@ -106,10 +107,11 @@ class Worker:
 
 @dataclass
 class Lab:
-    """One deployment: configuration, bus and store under `path`.
+    """One deployment: configuration and bus under `path`, and a store.
 
     Attributes:
         path: the folder.
+        database: the store; None for a file under `path`.
         micro_batch: settings other than the lab's own.
         bus: likewise.
         synthetic: likewise.
@@ -118,6 +120,7 @@ class Lab:
     """
 
     path: Path
+    database: Database | None = None
     micro_batch: Mapping[str, object] = field(default_factory=dict)
     bus: Mapping[str, object] = field(default_factory=dict)
     synthetic: Mapping[str, object] = field(default_factory=dict)
@@ -126,12 +129,36 @@ class Lab:
     workers: list[Worker] = field(default_factory=list)
 
     @property
+    def store(self) -> Database:
+        return self.database or SqliteFile(self.store_file)
+
+    @property
     def home(self) -> Path:
         return self.path / "home"
 
     @property
     def store_file(self) -> Path:
+        """Of a store that is a file."""
         return self.home / "store.db"
+
+    @property
+    def files(self) -> list[SqliteFile]:
+        """The bus's files, and the store's if it is one."""
+        topics = [SqliteFile(path) for path in (self.home / "bus").glob("*.db")]
+        return [*topics, *([self.store] if isinstance(self.store, SqliteFile) else [])]
+
+    def query(self, sql: str) -> list[tuple[Any, ...]]:
+        """Rows of the store; none while it or the table is not there yet."""
+        return self.store.query(sql)
+
+    def number(self, sql: str) -> int:
+        """The one number that a query of the store gives; 0 if there is none."""
+        rows = self.query(sql)
+        return int(rows[0][0] or 0) if rows else 0
+
+    def table(self, name: str) -> list[str]:
+        """All of a table of the store."""
+        return ordered(self.query(f"SELECT * FROM {name}"))
 
     def topic_file(self, topic: str) -> Path:
         return self.home / "bus" / f"{topic}.db"
@@ -140,6 +167,7 @@ class Lab:
         """Write the configuration; `synthetic` changes the feed's settings."""
         settings = {
             "version": 1,
+            "store": {"uri": self.store.uri},
             "bus": {"partitions": 4, "linger_ms": 1, **self.bus},
             "producers": {"synthetic": {"enabled": True, **self.synthetic, **synthetic}},
             "micro_batch": {

@@ -10,6 +10,7 @@ from tests.faults.doomed import BOUNDARIES
 from tests.faults.lab import BARS, EVENTS, Lab, cases
 from tests.faults.recordings import trades, write_recording
 
+STORES = ("sqlite", "postgres")
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(600)]
 
 _DEATHS_MAX = 25

@@ -14,6 +14,7 @@ import pytest
 from tests.faults import checks
 from tests.faults.lab import BARS, EVENTS, WINDOWS, Lab, Worker, cases, wait_until
 from tests.faults.recordings import SYMBOLS, trades, write_recording
+from tests.faults.stores import SqliteFile
 
 from market_data_core.events import parse_ts
 from market_data_core.intervals import parse_interval
@@ -43,8 +44,8 @@ def _catch_up(lab: Lab) -> str:
 def _all_read(lab: Lab) -> bool:
     """Whether every partition was adopted on the log that is there, and read to its end."""
     places = checks.checkpoints(lab, EVENTS)
-    heads = checks.query(lab.topic_file(EVENTS), "SELECT partition, next FROM heads")
-    named = checks.query(lab.topic_file(EVENTS), "SELECT value FROM meta WHERE name = 'log_id'")
+    heads = SqliteFile(lab.topic_file(EVENTS)).query("SELECT partition, next FROM heads")
+    named = SqliteFile(lab.topic_file(EVENTS)).query("SELECT value FROM meta WHERE name = 'log_id'")
     return bool(heads) and all(
         int(str(p)) in places
         and (places[int(str(p))].log_id,) == named[0]
@@ -109,7 +110,7 @@ def test_a_live_log_that_was_lost(lab: Lab, damage: Damage) -> None:
     assert after.lost == counts.open
     assert after.open == 0 or damage is _swap
     assert checks.stored_bars(lab).items() >= stored.items()
-    gaps = checks.query(lab.store_file, "SELECT provider, cause, state FROM gaps")
+    gaps = lab.query("SELECT provider, cause, state FROM gaps")
     cause = "log_tail_lost" if damage is _set_back else "log_replaced"
     assert set(gaps) == {("synthetic", cause, "open")}
 
@@ -200,12 +201,12 @@ def test_a_lane_whose_log_was_lost(lab: Lab, damage: Damage, when: str) -> None:
 
 
 def _count(lab: Lab, table: str) -> int:
-    return checks.number(lab.store_file, f"SELECT count(*) FROM {table}")
+    return lab.number(f"SELECT count(*) FROM {table}")
 
 
 def _commits(lab: Lab, topic: str) -> int:
     sql = f"SELECT sum(sequence) FROM partitions WHERE topic = '{topic}'"
-    return checks.number(lab.store_file, sql)
+    return lab.number(sql)
 
 
 # ---- files that are not what they should be ------------------------------------------------

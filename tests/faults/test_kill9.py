@@ -19,11 +19,13 @@ from tests.faults import checks
 from tests.faults.doomed import BOUNDARIES
 from tests.faults.lab import BARS, EVENTS, KILLS, Lab, Worker, wait_until
 from tests.faults.recordings import START_NS, SYMBOLS, trades, write_recording
+from tests.faults.stores import SqliteFile
 
 from market_data_core.events import StreamEvent, format_ts
 from market_data_core.intervals import NS_PER_S
 from market_data_core.testing.oracle import OracleEvent
 
+STORES = ("sqlite", "postgres")
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(600)]
 
 _KILLS_PER_STORM = 10
@@ -248,7 +250,7 @@ class _Storm:
         last.stop()
 
     def _owners(self) -> set[object]:
-        rows = checks.query(self._lab.store_file, "SELECT DISTINCT owner FROM partitions")
+        rows = self._lab.query("SELECT DISTINCT owner FROM partitions")
         return {owner for (owner,) in rows}
 
     def _owned_by_one(self, dead: set[object]) -> bool:
@@ -257,8 +259,7 @@ class _Storm:
 
     def _all_read(self) -> bool:
         places = checks.checkpoints(self._lab, EVENTS)
-        last = checks.query(
-            self._lab.topic_file(EVENTS),
+        last = SqliteFile(self._lab.topic_file(EVENTS)).query(
             "SELECT id >> 44, max(id & ((1 << 44) - 1)) FROM log WHERE count > 0 GROUP BY 1",
         )
         return all(

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import signal
-import sqlite3
-from contextlib import closing
-from pathlib import Path
 
 import pytest
 from tests.faults import checks
 from tests.faults.lab import BARS, EVENTS, Lab, Worker, wait_until
 from tests.faults.recordings import SYMBOLS, trades, write_recording
 
+STORES = ("sqlite", "postgres")
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(180)]
 
 LIVE = {"symbols": list(SYMBOLS), "tick_rate": 20, "speed": 10, "start": "2025-01-02T00:00:00Z"}
@@ -22,7 +20,7 @@ def pause(lab: Lab, worker: Worker) -> None:
 
     def stopped_between_transactions() -> bool:
         worker.send(signal.SIGSTOP)
-        if all(_writable(path) for path in (lab.store_file, *(lab.home / "bus").glob("*.db"))):
+        if not any(database.in_use() for database in (lab.store, *lab.files)):
             return True
         worker.send(signal.SIGCONT)
         return False
@@ -30,20 +28,9 @@ def pause(lab: Lab, worker: Worker) -> None:
     wait_until(stopped_between_transactions, "the worker holds no lock")
 
 
-def _writable(path: Path) -> bool:
-    with closing(sqlite3.connect(path, isolation_level=None, timeout=0.2)) as db:
-        try:
-            db.execute("BEGIN IMMEDIATE")
-            db.execute("ROLLBACK")
-        except sqlite3.OperationalError:
-            return False
-    return True
-
-
 def owned_by(lab: Lab, worker: Worker) -> dict[int, tuple[int, int]]:
     """The worker's partitions of the live topic: number -> (token, sequence)."""
-    rows = checks.query(
-        lab.store_file,
+    rows = lab.query(
         f"SELECT partition, token, sequence FROM partitions WHERE topic = '{EVENTS}' "
         f"AND owner LIKE '%-{worker.process.pid}-%'",
     )
@@ -94,17 +81,17 @@ def test_a_recording_that_slept_writes_nothing_more(lab: Lab) -> None:
     (topic,) = checks.lane_topics(lab)
     assert sum(checks.read_topic(lab, topic).received) < lines, "it was done already"
     lab.run(*command)
-    before = checks.query(lab.store_file, "SELECT * FROM bars_ohlcv")
+    before = lab.table("bars_ohlcv")
     assert sum(checks.read_topic(lab, topic).received) == lines
     first.send(signal.SIGCONT)
     assert first.wait() == 1, first.output
     assert "taken over" in first.output
     assert "Traceback" not in first.output
     assert sum(checks.read_topic(lab, topic).received) == lines
-    assert checks.query(lab.store_file, "SELECT * FROM bars_ohlcv") == before
+    assert lab.table("bars_ohlcv") == before
     expected = checks.check_topic(lab, topic)
     assert checks.stored_bars(lab) == expected
 
 
 def _commits(lab: Lab) -> int:
-    return checks.number(lab.store_file, "SELECT sum(sequence) FROM partitions")
+    return lab.number("SELECT sum(sequence) FROM partitions")

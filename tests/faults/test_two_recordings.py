@@ -14,6 +14,7 @@ from market_data_core.events import StreamEvent, parse_ts
 from market_data_core.intervals import NS_PER_S, parse_interval
 from market_data_core.testing.oracle import OracleBar, OracleEvent, batch_bars
 
+STORES = ("sqlite", "postgres")
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(180)]
 
 _EVENTS = 4_000
@@ -83,7 +84,7 @@ def _cut_short(lab: Lab, first: str, second: str) -> None:
 
 
 def _bars(lab: Lab) -> int:
-    return checks.number(lab.store_file, "SELECT count(*) FROM bars_ohlcv")
+    return lab.number("SELECT count(*) FROM bars_ohlcv")
 
 
 @pytest.mark.parametrize("way", cases([_cut_short, _at_once, _apart, _reversed, _together], 2))
@@ -115,7 +116,7 @@ def test_every_way_gives_the_same_bars(
 def _check_again(lab: Lab, *runs: list[str]) -> None:
     """The same files again, or the same events as another lane, change no row, and say so."""
     tables = ("bars_ohlcv", "bars_ohlcv_history", "outbox", "gaps")
-    before = [checks.query(lab.store_file, f"SELECT * FROM {table}") for table in tables]
+    before = [lab.table(table) for table in tables]
     for files in runs:
         assert " 0 inserted, 0 updated" in lab.run("run", *files)
-    assert [checks.query(lab.store_file, f"SELECT * FROM {table}") for table in tables] == before
+    assert [lab.table(table) for table in tables] == before
