@@ -29,6 +29,7 @@ STORES = ("sqlite", "postgres")
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(600)]
 
 _KILLS_PER_STORM = 10
+_EVENTS_MIN = 5_000
 _CODECS = ("columnar", "json", "msgpack")
 
 
@@ -182,8 +183,7 @@ class _Storm:
         self._lives: list[_Life] = []
         self._seen: dict[int, tuple[int, ...]] = {}
 
-    def _start(self, kind: str) -> None:
-        doom = _doom(self._chance) if self._chance.random() < 0.5 else ""
+    def _start(self, kind: str, doom: str) -> None:
         if kind == "produce":  # the next part of the feed; it overlaps the one before
             config = self._lab.config(start=format_ts(START_NS + self._feeds * 20 * NS_PER_S))
             self._feeds += 1
@@ -197,7 +197,7 @@ class _Storm:
         kinds = Counter(life.kind for life in self._lives)
         for kind, wanted in (("produce", 1), ("micro-batch", self._chance.choice((2, 2, 3)))):
             for _ in range(wanted - kinds[kind]):
-                self._start(kind)
+                self._start(kind, _doom(self._chance) if self._chance.random() < 0.5 else "")
 
     def _bury(self) -> Counter[str]:
         """Take the dead away; those that killed themselves count."""
@@ -236,7 +236,9 @@ class _Storm:
             assert now[: len(seen)] == seen
 
     def settle(self) -> None:
-        """Stop what still runs, and let one worker do the rest."""
+        """Let a last feed live, stop what still runs, and let one worker do the rest."""
+        self._start("produce", "")
+        wait_until(lambda: self._received() > _EVENTS_MIN, "windows can close")
         for kind in ("produce", "micro-batch"):
             for life in self._lives:
                 if life.kind == kind and life.worker.alive:
@@ -248,6 +250,9 @@ class _Storm:
         wait_until(lambda: self._owned_by_one(dead), "one worker owns all partitions")
         wait_until(self._all_read, "the log is read to its end")
         last.stop()
+
+    def _received(self) -> int:
+        return sum(checks.read_topic(self._lab, EVENTS).received)
 
     def _owners(self) -> set[object]:
         rows = self._lab.query("SELECT DISTINCT owner FROM partitions")
