@@ -23,6 +23,7 @@ GROUPS = {
     "columns": "Whole path from columnar batches: durable bus, engine, store",
     "ndjson": "Whole path from a file of single version-1 events",
     "live": "The live edge",
+    "store": "Rows into the store, in batches of 5,000",
     "start": "Starting the command",
 }
 EVENTS = 1_000_000
@@ -61,7 +62,9 @@ def chosen(names: Sequence[str], events: int) -> list[Side]:
     if unknown := [name for name in names if name not in known]:
         message = f"no group or contender is called {unknown[0]!r}; there are {sorted(known)}"
         raise SystemExit(message)
-    picked = {s.contender.group for s in sides if s.contender.name in names}
+    picked = {
+        s.contender.group for s in sides if s.contender.name in names and not s.contender.ours
+    }
     return [
         side
         for side in sides

@@ -30,6 +30,7 @@ MODULES = (
     "bytewax_flow",
     "quixstreams_flow",
     "pathway_flow",
+    "store",
     "cli_start",
 )
 """One module per competitor; each imports its library only when it is prepared or run."""

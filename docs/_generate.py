@@ -5,6 +5,7 @@ Every page has one source in the code; a house test fails when a page differs fr
 
 from __future__ import annotations
 
+import inspect
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -20,8 +21,11 @@ from market_data_core.config import document
 from market_data_core.events import REASONS
 from market_data_pipeline import metrics
 from market_data_pipeline.cli import app
+from market_data_store import AsyncStoreClient, sinks
 from market_data_store import metrics as store_metrics
+from market_data_store.coordinator.settings import PREFIX, CoordinatorRuntimeSettings
 from market_data_store.migrations import migrations
+from mds_client import models
 
 REFERENCE = Path(__file__).resolve().parent / "reference"
 _HELP_WIDTH = 100
@@ -58,6 +62,21 @@ _TABLES = {
     "outbox": "What a transaction has decided to publish. A row goes with the first transaction "
     "after its message was published. `to_partition` is -1 for the number of `partition`.",
     "sequences": "Counters; `bars` gives versions to published bars.",
+    "signals": "What rules and models have said about a window; `ts` is its end. `state` is "
+    "`retracted` where a restated bar took the cause away. `metadata` is a JSON object.",
+    "options_snap": "One option contract at one moment; `symbol` is the underlying's.",
+    "fundamentals": "One number of one company, by `metric` and `period`, as it was known from "
+    "`asof` on.",
+    "news": "One row for each message and symbol; `sentiment_score` from -1 to 1.",
+    "job_runs": "One row for each run of a long-lived command; its heartbeat is in `metadata`.",
+    "job_runs_summary": "The runs that began in the last 24 hours, by job.",
+    "bars_1m": "The stored bars of every length rolled up to a minute, computed on reading. Their "
+    "sums are float64 sums of rounded bars: bars of this length that the platform computes from "
+    "the events are exact, and stand in `bars_ohlcv`. Where TimescaleDB is installed this is a "
+    "continuous aggregate.",
+    "bars_5m": "Likewise, for five minutes.",
+    "bars_1h": "Likewise, for an hour.",
+    "bars_1d": "Likewise, for a day (UTC).",
     "gaps": "Spans of time in which events are known to be lost; the symbol `*` means all.",
 }
 
@@ -88,12 +107,30 @@ _METRICS_INTRO = """\
 Each long-running command serves its own metrics for Prometheus under `/metrics` on
 `telemetry.metrics_host` and `telemetry.metrics_port`. Counters and gauges are those of the process:
 sum them over the workers. [Watch it](../how-to/watch-it.md) shows queries. The `sink_*`
-and `mds_*` ones are those of a `WriteCoordinator` in your own program.
+`store_bars_*` and `mds_*` ones are those of a `WriteCoordinator` in your own program.
+"""
+
+_PYTHON_INTRO = """\
+For applications: `from mds_client import AMDS, MDS` and the records below. `AMDS` is the
+asynchronous client; `MDS` has the same methods without `async`, and plain iterators. The same
+clients are `market_data_store.AsyncStoreClient` and `StoreClient`; `SignalsStoreClient` has what is
+about signals alone. [How to use them](../how-to/client-library.md).
+
+`Texts` is one text or a sequence of them. `When` is a datetime with its zone, a date, an ISO 8601
+text, or UTC nanoseconds.
 """
 
 _TABLES_INTRO = """\
-The embedded store is one SQLite file. All times are UTC nanoseconds since 1970. Bars may be read by
-any SQLite client at any time; only the platform should write.
+As the embedded store, one SQLite file, has them: times are UTC nanoseconds since 1970, days are ISO
+dates, JSON is text. On PostgreSQL the same columns are `timestamptz` (whole microseconds), `date`
+and `jsonb`, numbers are `float8` and `bigint`, and texts compare by their bytes; leases and
+positions stay nanoseconds. Any client may read at any time; only the platform should write.
+"""
+
+_COORDINATOR_INTRO = """\
+`CoordinatorRuntimeSettings()` reads these variables when it is made; a variable that begins with
+`MDS_COORDINATOR_` and is not one of them is an error. They are for coordinators in your own
+programs: the micro-batcher's takes its bounds from the [settings](settings.md).
 """
 
 _TERMS = {"late": "late"}
@@ -104,6 +141,8 @@ def pages() -> dict[Path, str]:
     made = {
         "cli.md": _cli(),
         "settings.md": _settings(),
+        "coordinator-settings.md": _coordinator_settings(),
+        "python.md": _python(),
         "metrics.md": _metrics(),
         "dead-letters.md": _dead_letters(),
         "tables.md": _tables(),
@@ -167,8 +206,46 @@ def _settings() -> Iterator[str]:
         yield from _table(("key", "type", "default", "meaning"), groups[section])
 
 
+def _coordinator_settings() -> Iterator[str]:
+    yield from ("# Coordinator settings", "", _MARK, "", *_COORDINATOR_INTRO.splitlines(), "")
+    rows = [
+        (f"`{PREFIX}{name.upper()}`", f"`{field.default}`", field.description or "")
+        for name, field in CoordinatorRuntimeSettings.model_fields.items()
+    ]
+    yield from _table(("variable", "default", "meaning"), rows)
+
+
 def _listed(stage: str) -> str:
     return ", ".join(f"`{name}`" for name in registry.backends(stage))
+
+
+# ---- Python ----------------------------------------------------------------------------------
+
+
+def _python() -> Iterator[str]:
+    yield from ("# Python interface", "", _MARK, "", *_PYTHON_INTRO.splitlines(), "")
+    yield from ("## Clients", "", *_text(AsyncStoreClient))
+    for name, member in inspect.getmembers(AsyncStoreClient, inspect.isfunction):
+        if not name.startswith("_"):
+            word = "async def" if inspect.iscoroutinefunction(member) else "def"
+            signature = str(inspect.signature(member)).replace("'", "")
+            given, _, returned = signature.removeprefix("(").partition(") -> ")
+            each = [f"    {argument}," for argument in given.split(", ")[1:]]
+            head = [f"{word} {name}(", *each, f") -> {returned}"]
+            yield from (f"### {name}", "", "```python", *head, "```", "")
+            yield from _text(member)
+    yield from ("## Sinks", "")
+    for name in sinks.__all__:
+        yield from (f"### {name}", "", *_text(getattr(sinks, name)))
+    yield from ("## Records", "", *_text(models))
+    for kind in (models.Bar, models.OptionSnap, models.FundamentalPoint, models.NewsItem):
+        yield from (f"### {kind.__name__}", "", *_text(kind))
+    yield from (f"### {models.SignalRow.__name__}", "", *_text(models.SignalRow))
+
+
+def _text(documented: object) -> Iterator[str]:
+    text = re.sub(r":\w+:`([^`]+)`", r"`\1`", inspect.getdoc(documented) or "")
+    yield from ("```text", *text.splitlines(), "```", "")
 
 
 # ---- metrics -----------------------------------------------------------------------------------
@@ -206,7 +283,7 @@ def _tables() -> Iterator[str]:
     for step in migrations("sqlite"):
         plain = "\n".join(line for line in step.up.splitlines() if not line.startswith("--"))
         for statement in (s.strip() for s in plain.split(";") if s.strip()):
-            created = re.match(r"CREATE TABLE (\w+)", statement)
+            created = re.match(r"CREATE (?:TABLE|VIEW) (\w+)", statement)
             if created:
                 yield from (f"## {created[1]}", "", _TABLES[created[1]], "")
             yield from ("```sql", f"{statement};", "```", "")

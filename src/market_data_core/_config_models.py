@@ -14,6 +14,7 @@ from market_data_core._config_types import (
     Size,
     Uri,
     check_distinct,
+    check_interval,
     from_env,
 )
 from market_data_core.errors import UsageError
@@ -125,6 +126,52 @@ def _or_default_store(uri: Any) -> Any:
     return StoreSettings().uri if uri == "" else uri
 
 
+_DAYS_MAX = 36_500
+
+
+def _days(value: Any, where: str = "") -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= _DAYS_MAX:
+        msg = f"{where}{value!r} is not a number of days, 0 (for ever) to {_DAYS_MAX}"
+        raise ValueError(msg)
+    return value
+
+
+def _days_by_interval(value: Any) -> int | dict[str, int]:
+    """Days of all bars, or of each interval by its one spelling."""
+    if not isinstance(value, dict):
+        return _days(value)
+    found = [(check_interval(str(name)), name, days) for name, days in value.items()]
+    check_distinct([interval for interval, _, _ in found])
+    return {interval: _days(days, f"{name}: ") for interval, name, days in found}
+
+
+Days = Annotated[int, BeforeValidator(_days)]
+
+
+class StoreRetentionSettings(SettingsModel):
+    """How long rows are kept, table by table."""
+
+    bars_ohlcv: Annotated[int | dict[str, int], BeforeValidator(_days_by_interval)] = Field(
+        default=0,
+        description="Age in days from which `mdp store policies --apply` deletes bars, with their "
+        "history; 0: never. Or by interval: `{1s: 30, 1m: 0}`.",
+    )
+    signals: Days = Field(default=0, description="Likewise, for signals.")
+    options_snap: Days = Field(default=0, description="Likewise, for options.")
+    fundamentals: Days = Field(default=0, description="Likewise, for fundamentals.")
+    news: Days = Field(default=0, description="Likewise, for news.")
+    job_runs: Days = Field(default=0, description="Likewise, for the records of runs.")
+
+    def rules(self) -> list[tuple[str, str | None, int]]:
+        """(table, interval or None for all, days) of everything that is not kept for ever."""
+        found: list[tuple[str, str | None, int]] = []
+        for table in type(self).model_fields:
+            days = getattr(self, table)
+            each = days.items() if isinstance(days, dict) else [(None, days)]
+            found += [(table, interval, number) for interval, number in each if number]
+        return found
+
+
 class StoreSettings(SettingsModel):
     """Where bars, checkpoints and bookkeeping live."""
 
@@ -133,6 +180,7 @@ class StoreSettings(SettingsModel):
         "`sqlite:///` and a path (a fourth slash makes it absolute) or `postgresql://…`. "
         "Empty: the default.",
     )
+    retention: StoreRetentionSettings = Field(default_factory=StoreRetentionSettings)
 
 
 class MicroBatchSettings(SettingsModel):

@@ -47,6 +47,8 @@ def _type(annotation: Any) -> str:
         return " | ".join(str(argument) for argument in arguments)
     if origin is typing.Annotated:
         return _type(arguments[0])
+    if origin is dict:
+        return "group"
     if origin is tuple:
         return f"list of {_type(arguments[0])}"
     if arguments:

@@ -33,10 +33,10 @@ class Table:
 
     Attributes:
         key: names of the columns that identify a row, in the order of the primary key.
-        time: name of the column that ranges are about; a series is what agrees in the rest of
-            the key.
+        time: name of the column that ranges are about.
         columns: in the order of reading; the key's columns are among them.
         stamps: columns that the store fills: ``created_at``, ``updated_at``.
+        row_id: name of a column of the key that tells rows of one series and time apart.
     """
 
     name: str
@@ -44,6 +44,7 @@ class Table:
     time: str
     columns: tuple[Column, ...]
     stamps: tuple[str, ...] = ()
+    row_id: str = ""
 
     @property
     def values(self) -> tuple[str, ...]:
@@ -57,8 +58,13 @@ class Table:
 
     @property
     def series(self) -> tuple[str, ...]:
-        """The key without the time."""
-        return tuple(name for name in self.key if name != self.time)
+        """What the rows of a series, which follow each other in time, agree in."""
+        return tuple(name for name in self.key if name not in (self.time, self.row_id))
+
+    @property
+    def order(self) -> tuple[str, ...]:
+        """What puts the rows of a series in order."""
+        return (self.time, self.row_id) if self.row_id else (self.time,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,6 +216,7 @@ NEWS = Table(
         *_columns("text", "symbol title url summary"),
         *_columns("number", "sentiment_score", nullable=True),
     ),
+    row_id="id",
 )
 JOB_RUNS = Table(
     "job_runs",

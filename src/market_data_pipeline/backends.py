@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -14,10 +13,7 @@ from market_data_core.config import Settings
 from market_data_core.contracts.bus import Bus
 from market_data_core.contracts.store import Store
 from market_data_pipeline.patience import patient
-
-_SQLITE = "sqlite:///"
-_SCHEMES = {"postgresql": "postgres"}
-"""Schemes of URIs that are not the name of their backend."""
+from market_data_store import opening
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,18 +27,18 @@ class Backends:
 
 @asynccontextmanager
 async def open_backends(settings: Settings, clock: Clock | None = None) -> AsyncIterator[Backends]:
-    """The configured bus and store, migrated, and closed at the end.
+    """The configured bus and store, ready for use, and closed at the end.
 
     Raises:
-        UsageError: a backend is not known, or its driver is not installed.
+        UsageError: a backend is not known, its driver is not installed, or a server's schema is
+            of another release.
         DamagedFileError: a file is not what it should be.
     """
     clock = clock or SystemClock()
     bus = open_bus(settings, clock)
     try:
-        store = await patient(lambda: asyncio.to_thread(open_store, settings, clock))
+        store = await patient(lambda: opening.open_ready_store(settings.store.uri, clock))
         try:
-            await patient(store.migrate)
             yield Backends(bus, store, clock)
         finally:
             await store.close()
@@ -69,18 +65,12 @@ def open_store(settings: Settings, clock: Clock | None = None) -> Store:
         UsageError: the backend is not known, or its driver is not installed.
         DamagedFileError: the file is not what it should be.
     """
-    uri = settings.store.uri
-    scheme = uri.partition(":")[0]
-    created: Store = registry.backend("store", _SCHEMES.get(scheme, scheme)).create(
-        uri, clock or SystemClock()
-    )
-    return created
+    return opening.open_store(settings.store.uri, clock)
 
 
 def store_file(settings: Settings) -> Path | None:
     """The embedded store's file, whether it exists or not; None if the store is a server."""
-    uri = settings.store.uri
-    return Path(uri.removeprefix(_SQLITE)) if uri.startswith(_SQLITE) else None
+    return opening.embedded_file(settings.store.uri)
 
 
 def missing_store(settings: Settings) -> str:

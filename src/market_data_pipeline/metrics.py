@@ -59,17 +59,6 @@ STORE_WRITE_DURATION_SECONDS = Histogram(
     ["table"],
     buckets=_WRITE_S,
 )
-STORE_BARS_WRITTEN = Counter(
-    "store_bars_written_total",
-    "Bars sent to the store, by method of writing and outcome.",
-    ["method", "status"],
-)
-STORE_BARS_WRITE_LATENCY_SECONDS = Histogram(
-    "store_bars_write_latency_seconds",
-    "Duration of writing one group of bars, in seconds.",
-    ["method"],
-    buckets=_WRITE_S,
-)
 
 PIPELINE_HEARTBEAT_TIMESTAMP_SECONDS = Gauge(
     "pipeline_heartbeat_timestamp_seconds",
@@ -95,6 +84,33 @@ RETRIES = Counter(
     "retries_total",
     "Calls that were made again after a transient error.",
     ["component"],
+)
+
+# Feedback is handled in microseconds; above 10 ms an event loop is overloaded.
+_FEEDBACK_MS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 50.0, 100.0)
+
+PIPELINE_RATE_SCALE_FACTOR = Gauge(
+    "pipeline_rate_scale_factor",
+    "Share of its usual rate that a provider may read at: 1 unless the store has fallen behind, "
+    "then 0.5 or 0. The label is the provider's kind.",
+    ["provider"],
+)
+PIPELINE_BACKPRESSURE_STATE = Gauge(
+    "pipeline_backpressure_state",
+    "What feedback asks of a provider: 0 ok, 1 soft (half of its rate), 2 hard (stop). The label "
+    "is the provider's kind.",
+    ["provider"],
+)
+PIPELINE_FEEDBACK_QUEUE_DEPTH = Gauge(
+    "pipeline_feedback_queue_depth",
+    "Rows that wait in the fullest queue of those that send feedback as this source, as it was "
+    "last told; 0 once nothing was heard for ten seconds.",
+    ["source"],
+)
+PIPELINE_FEEDBACK_PROCESSING_LATENCY_MS = Histogram(
+    "pipeline_feedback_processing_latency_ms",
+    "From taking a feedback event to all providers following it, in milliseconds.",
+    buckets=_FEEDBACK_MS,
 )
 
 VALUES_MAX = 100
@@ -126,3 +142,6 @@ class BoundedLabel:
 
 PROVIDER = BoundedLabel(VALUES_MAX)
 """The label of a provider's name, which anybody who writes to the bus may choose."""
+
+SOURCE = BoundedLabel(VALUES_MAX)
+"""The label of a feedback event's source, which likewise anybody may choose."""

@@ -10,6 +10,7 @@ from market_data_core.records import Record
 from market_data_pipeline import metrics
 from market_data_pipeline.windows.checkpoint import Counts
 from market_data_pipeline.windows.group import PartitionGroup
+from market_data_store.metrics import STORE_BARS_WRITE_LATENCY_SECONDS, STORE_BARS_WRITTEN
 
 _OUTCOMES = ("received", "stored", "deduplicated", "late", "dead_lettered", "lost")
 
@@ -66,7 +67,7 @@ class Observer:
     def store_write(self, seconds: float) -> None:
         """A transaction was tried."""
         metrics.STORE_WRITE_DURATION_SECONDS.labels("bars_ohlcv").observe(seconds)
-        metrics.STORE_BARS_WRITE_LATENCY_SECONDS.labels("upsert").observe(seconds)
+        STORE_BARS_WRITE_LATENCY_SECONDS.labels("upsert").observe(seconds)
 
     def committed(self, group: PartitionGroup, now_ns: int) -> None:
         """A group is in the store."""
@@ -88,7 +89,7 @@ class Observer:
     def written(self, counts: WriteCounts, open_events: int) -> None:
         """What the store did with the bars of a commit."""
         for status in ("inserted", "updated", "unchanged", "kept", "bad"):
-            metrics.STORE_BARS_WRITTEN.labels("upsert", status).inc(getattr(counts, status))
+            STORE_BARS_WRITTEN.labels("upsert", status).inc(getattr(counts, status))
         metrics.PIPELINE_EVENTS_OPEN.set(open_events)
 
     @staticmethod

@@ -314,6 +314,11 @@ class Producer:
         if entries:
             await patient(lambda: self._bus.append(self._info.name, entries))
 
+    async def resume(self) -> None:
+        """Write everything, and say that silence counts again from now on."""
+        self._told.clear()  # so that every partition gets a mark of progress, which ends a pause
+        await self.flush()
+
     async def end(self) -> None:
         """Write everything, and close each partition with the number of events it should hold."""
         await self.flush()

@@ -25,6 +25,31 @@ SINK_WRITE_LATENCY_SECONDS = Histogram(
     buckets=_WRITE_S,
 )
 
+STORE_BARS_WRITTEN = Counter(
+    "store_bars_written_total",
+    "Bars given to the store, by how (upsert: through a bars sink) and outcome: inserted, "
+    "updated, unchanged, kept (the stored bar is made of more trades), or failure.",
+    ["method", "status"],
+)
+STORE_BARS_WRITE_LATENCY_SECONDS = Histogram(
+    "store_bars_write_latency_seconds",
+    "Duration of one attempt to write a batch of bars, in seconds.",
+    ["method"],
+    buckets=_WRITE_S,
+)
+
+STORE_JOB_RUNS = Counter(
+    "store_job_runs_total",
+    "Runs that have ended, by status: success, failure (those too that this process found lost), "
+    "or cancelled.",
+    ["job_name", "provider", "mode", "status"],
+)
+STORE_JOB_AUDIT_ERRORS = Counter(
+    "store_job_audit_errors_total",
+    "Attempts to keep a run's row in job_runs that failed; they are made again.",
+    ["error_type"],
+)
+
 COORD_ITEMS_SUBMITTED = Counter(
     "mds_coord_items_submitted_total", "Items that the queue took.", ["coord_id"]
 )

@@ -1,6 +1,7 @@
 """The client library: what applications import."""
 
 from mds_client import models
+from mds_client.client import AMDS, MDS
 from mds_client.models import (
     Bar,
     FundamentalPoint,
@@ -11,6 +12,8 @@ from mds_client.models import (
 )
 
 __all__ = [
+    "AMDS",
+    "MDS",
     "Bar",
     "FundamentalPoint",
     "InvalidRecord",

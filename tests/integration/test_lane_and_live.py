@@ -20,6 +20,7 @@ from tests.faults.lab import (
     wait_until,
 )
 from tests.faults.recordings import START_NS, trade, trades
+from tests.faults.stores import SqliteFile
 
 from market_data_core.clock import SystemClock
 from market_data_core.events import StreamEvent, Tick, parse_ts
@@ -105,7 +106,7 @@ def catch_up(lab: Lab) -> None:
 
 def _all_read(lab: Lab) -> bool:
     places = checks.checkpoints(lab, EVENTS)
-    heads = checks.query(lab.topic_file(EVENTS), "SELECT partition, next FROM heads")
+    heads = SqliteFile(lab.topic_file(EVENTS)).query("SELECT partition, next FROM heads")
     return bool(heads) and all(
         int(str(p)) in places and places[int(str(p))].counted == int(str(end)) for p, end in heads
     )

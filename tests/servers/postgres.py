@@ -6,10 +6,12 @@ import importlib.util
 import os
 import pwd
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -90,11 +92,10 @@ class Server:
             cursor = db.execute(statement.encode())
             return cursor.fetchall() if cursor.description else []
 
-    def make(self) -> None:
-        """Make the database's files."""
-        self._run(
-            "initdb", "-U", "postgres", "--auth=trust", "--encoding=UTF8", "--locale=C", "--no-sync"
-        )
+    def make(self, *options: str) -> None:
+        """Make the database's files; `options` are initdb's."""
+        usual = ("--auth=trust", "--encoding=UTF8", "--locale=C", "--no-sync")
+        self._run("initdb", "-U", "postgres", *usual, *options)
 
     def start(self) -> None:
         """Start, and wait until connections are taken."""
@@ -108,6 +109,37 @@ class Server:
     def stop(self, how: str = "fast") -> None:
         """Stop: ``fast`` breaks connections, ``immediate`` is a crash."""
         self._run("pg_ctl", "-w", "-m", how, "stop")
+
+    @property
+    def processes(self) -> list[int]:
+        """The main process, then all of its children."""
+        main = int((self._folder / "data" / "postmaster.pid").read_text().split()[0])
+        children = Path(f"/proc/{main}/task/{main}/children").read_text().split()
+        return [main, *map(int, children)]
+
+    def signal(self, processes: Iterable[int], number: signal.Signals) -> None:
+        """Send a signal to some of the processes."""
+        for process in processes:
+            os.kill(process, number)
+
+    def kill(self) -> None:
+        """kill -9 of the main process; returns when its children have noticed and are gone."""
+        main, *children = self.processes
+        os.kill(main, signal.SIGKILL)
+        while any(Path(f"/proc/{process}").exists() for process in children):
+            time.sleep(0.01)
+
+    def limit_files(self, bytes_max: int | None) -> None:
+        """Let no file grow beyond a size, as if the disk were full then; None for no limit."""
+        limit = f"--fsize={bytes_max or 'unlimited'}:unlimited"
+        for process in self.processes:  # one that has ended meanwhile is no error
+            subprocess.run(
+                ["prlimit", f"--pid={process}", limit],
+                check=False,
+                stderr=subprocess.DEVNULL,
+                cwd="/",
+                **self._as,
+            )
 
     @contextmanager
     def watched(self) -> Iterator[None]:
@@ -146,11 +178,12 @@ class Server:
 
 
 @contextmanager
-def running(extension: str = "") -> Iterator[Server | None]:
+def running(extension: str = "", *options: str) -> Iterator[Server | None]:
     """A server, stopped and removed at the end; None if none is installed.
 
     Args:
         extension: what it has to load; None if it cannot.
+        options: of initdb.
     """
     programs = binaries()
     if programs is None or not _has(programs, extension):
@@ -159,7 +192,7 @@ def running(extension: str = "") -> Iterator[Server | None]:
     with tempfile.TemporaryDirectory(prefix="mdp-postgres-") as name:
         folder = Path(name)
         server = Server(programs, folder, extension)
-        server.make()
+        server.make(*options)
         with server.watched():
             server.start()
             try:

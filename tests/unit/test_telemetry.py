@@ -31,6 +31,10 @@ CONTRACT = {
     "pipeline_heartbeat_timestamp_seconds": ("gauge", {"component"}),
     "pipeline_events_total": ("counter", {"stage", "outcome"}),
     "pipeline_events_open": ("gauge", set()),
+    "pipeline_rate_scale_factor": ("gauge", {"provider"}),
+    "pipeline_backpressure_state": ("gauge", {"provider"}),
+    "pipeline_feedback_queue_depth": ("gauge", {"source"}),
+    "pipeline_feedback_processing_latency_ms": ("histogram", set()),
     "errors_total": ("counter", {"component", "reason"}),
     "retries_total": ("counter", {"component"}),
 }

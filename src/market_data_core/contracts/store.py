@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -313,8 +313,11 @@ class Tables(Protocol):
         """The rows as a frame: texts and JSON as String, times as Datetime("ns", "UTC")."""
         ...
 
-    def scan(self, what: Select, rows_max: int = 100_000) -> AsyncIterator[pl.DataFrame]:
-        """The same rows in frames of at most `rows_max`, all as of one moment."""
+    def scan(self, what: Select, rows_max: int = 100_000) -> AsyncGenerator[pl.DataFrame]:
+        """The same rows in frames of at most `rows_max`, all as of one moment.
+
+        Whoever stops before its end has to call ``aclose``: a connection is held till then.
+        """
         ...
 
     async def retain(self, table: Table, before: int, interval: str | None = None) -> int:

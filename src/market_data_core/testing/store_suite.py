@@ -46,13 +46,10 @@ from market_data_core.testing._store_owning import (
     key,
     opened,
 )
+from market_data_core.testing._store_reading import StoreReadingSuite
+from market_data_core.testing._store_tables import HOSTILE, StoreTablesSuite
 
 __all__ = ["OpenStore", "Query", "StoreSuite"]
-
-_HOSTILE = (
-    "'; DROP TABLE bars_ohlcv; --", 'a"b', "a\\b", "a|b/c", "%s{}$1?:x", "BTC/USDT:PERP", " A ",
-    "ÄÖ-株式-\U0001f4c8", "E\u0301", "\n\t", "*", "X" * 1024, "NULL", "1e5",
-)  # fmt: skip
 
 
 async def stored(store: Store) -> dict[tuple[str, int], tuple[float, int | None, str]]:
@@ -79,7 +76,7 @@ async def started(store: Store) -> FakeGroup:
     return group
 
 
-class StoreSuite(StoreOwningSuite):
+class StoreSuite(StoreOwningSuite, StoreTablesSuite, StoreReadingSuite):
     """The contract of :class:`market_data_core.contracts.store.Store`, test by test."""
 
     async def test_counts_say_what_was_done(self, open_store: OpenStore) -> None:
@@ -277,15 +274,15 @@ class StoreSuite(StoreOwningSuite):
         """Whatever a provider, symbol, group or topic is called."""
         store = await opened(open_store)
         group = await started(store)
-        batches = [batch(*((s, 0, 1.0, 1) for s in _HOSTILE), provider=p) for p in _HOSTILE]
+        batches = [batch(*((s, 0, 1.0, 1) for s in HOSTILE), provider=p) for p in HOSTILE]
         group, counts = await write(store, group, *batches)
-        assert counts == WriteCounts(inserted=len(_HOSTILE) ** 2)
+        assert counts == WriteCounts(inserted=len(HOSTILE) ** 2)
         group, counts = await write(store, group, *batches)
-        assert counts == WriteCounts(unchanged=len(_HOSTILE) ** 2)
-        pairs = {(p, s) for p in _HOSTILE for s in _HOSTILE}
+        assert counts == WriteCounts(unchanged=len(HOSTILE) ** 2)
+        pairs = {(p, s) for p in HOSTILE for s in HOSTILE}
         assert set((await store.bars()).select("provider", "symbol").iter_rows()) == pairs
-        for name in _HOSTILE:
-            assert len(await store.bars(name)) == len(_HOSTILE)
+        for name in HOSTILE:
+            assert len(await store.bars(name)) == len(HOSTILE)
             assert (await store.bars(name, "1s", name)).select("provider", "symbol").rows() == [
                 (name, name)
             ]

@@ -12,7 +12,9 @@ from market_data_pipeline.cli.bars import bars
 from market_data_pipeline.cli.conservation import conservation
 from market_data_pipeline.cli.dlq import dlq_app
 from market_data_pipeline.cli.doctor import doctor
+from market_data_pipeline.cli.job import job_app
 from market_data_pipeline.cli.run import micro_batch, produce, run
+from market_data_pipeline.cli.store import store_app
 from market_data_pipeline.cli.tail import tail
 from market_data_pipeline.cli.verify import verify
 
@@ -37,6 +39,8 @@ app.command()(conservation)
 app.command()(doctor)
 app.add_typer(stream_app, name="stream")
 app.add_typer(dlq_app, name="dlq")
+app.add_typer(job_app, name="job")
+app.add_typer(store_app, name="store")
 stream_app.command()(produce)
 stream_app.command("micro-batch")(micro_batch)
 stream_app.command()(tail)

@@ -65,19 +65,39 @@ def parse_when(text: str | None, option: str) -> int | None:
         raise UsageError(msg) from error
 
 
-def parse_range(from_: str | None, to: str | None) -> tuple[int | None, int | None]:
-    """The options ``--from`` and ``--to`` (exclusive) in UTC nanoseconds.
+def parse_range(
+    from_: str | None, to: str | None, options: tuple[str, str] = ("--from", "--to")
+) -> tuple[int | None, int | None]:
+    """Two options, the second one exclusive, in UTC nanoseconds.
 
     Raises:
         UsageError: one is not a time, or there is nothing between them.
     """
     from market_data_core.errors import UsageError
 
-    start, end = parse_when(from_, "--from"), parse_when(to, "--to")
+    first, last = options
+    start, end = parse_when(from_, first), parse_when(to, last)
     if start is not None and end is not None and start >= end:
-        msg = f"--from {from_!r} is not before --to {to!r}, which is exclusive"
+        msg = f"{first} {from_!r} is not before {last} {to!r}, which is exclusive"
         raise UsageError(msg)
     return start, end
+
+
+def confirm(question: str, yes: bool) -> None:
+    """Ask on the terminal, unless `yes` says the answer; ends the command with 1 if it is no.
+
+    Raises:
+        UsageError: nobody is there to answer.
+    """
+    from market_data_core.errors import UsageError
+
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        msg = f"{question} Nobody can be asked here; say --yes"
+        raise UsageError(msg)
+    if not typer.confirm(question):
+        raise typer.Exit(1)
 
 
 def check_limit(limit: int | None) -> None:
@@ -152,20 +172,6 @@ def cell_text(value: object) -> str:
     return f"{value:.12g}" if isinstance(value, float) else str(value)
 
 
-def with_iso_times(frame: pl.DataFrame) -> pl.DataFrame:
-    """`frame` with every time as ISO 8601 UTC text: six fractional digits, nine where needed."""
-    import polars as pl
-
-    moments = [name for name, kind in frame.schema.items() if isinstance(kind, pl.Datetime)]
-    return frame.with_columns(
-        pl.when(pl.col(name).dt.nanosecond() % 1000 == 0)
-        .then(pl.col(name).dt.strftime("%Y-%m-%dT%H:%M:%S%.6fZ"))
-        .otherwise(pl.col(name).dt.strftime("%Y-%m-%dT%H:%M:%S%.9fZ"))
-        .alias(name)
-        for name in moments
-    )
-
-
 def write_frame(frame: pl.DataFrame, form: str, output: Path | None) -> None:
     """`frame` as csv, json (an array of objects) or parquet, to a file or standard output.
 
@@ -173,6 +179,7 @@ def write_frame(frame: pl.DataFrame, form: str, output: Path | None) -> None:
         UsageError: the file cannot be written, or parquet would go to a terminal.
     """
     from market_data_core.errors import UsageError
+    from market_data_store.frames import with_iso_times
 
     if form == "parquet" and output is None and sys.stdout.isatty():
         msg = "parquet is binary; name a file with --output, or send standard output to one"

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
 from typing import TypeVar
 
@@ -21,6 +22,7 @@ from market_data_core.config import Settings
 from market_data_core.intervals import format_interval
 from market_data_pipeline.allocator import keep_freed_memory
 from market_data_pipeline.assembly import Summary
+from market_data_pipeline.audit import Job, audited
 from market_data_pipeline.backends import open_backends
 from market_data_pipeline.flow import Flow
 from market_data_pipeline.telemetry import configure_logging, serve_metrics
@@ -40,24 +42,31 @@ def home() -> Path:
 
 
 def execute(
-    settings: Settings, work: Callable[[Flow, asyncio.Event], Awaitable[T]], title: str
+    settings: Settings,
+    work: Callable[[Flow, asyncio.Event], Awaitable[T]],
+    title: str,
+    job: Job,
 ) -> T:
-    """Run `work` on the configured backends.
+    """Run `work` on the configured backends; the store's ``job_runs`` tell of it as `job`.
 
     The first Ctrl-C (or SIGTERM) asks it to end, a second one ends the process at once: what was
     acknowledged is durable in either case.
     """
+    import_module("polars")  # now rather than when the store is first read, in the middle of work
     keep_freed_memory()
     telemetry = settings.telemetry
     configure_logging(telemetry.log_level, telemetry.log_json)
     if telemetry.metrics_port:
         announce = title != RECORDING  # which is short: who looks at its metrics knows the port
         serve_metrics(telemetry.metrics_port, telemetry.metrics_host, announce)
-    return asyncio.run(_execute(settings, work, title))
+    return asyncio.run(_execute(settings, work, title, job))
 
 
 async def _execute(
-    settings: Settings, work: Callable[[Flow, asyncio.Event], Awaitable[T]], title: str
+    settings: Settings,
+    work: Callable[[Flow, asyncio.Event], Awaitable[T]],
+    title: str,
+    job: Job,
 ) -> T:
     stop, console = asyncio.Event(), Console(stderr=True)
 
@@ -75,7 +84,7 @@ async def _execute(
         flow = Flow(settings, backends)
         showing = asyncio.create_task(_show(flow, title, console))
         try:
-            return await work(flow, stop)
+            return await audited(work(flow, stop), job, settings, backends, flow.progress, stop)
         finally:
             showing.cancel()
             with suppress(asyncio.CancelledError):

@@ -79,6 +79,8 @@ async def _read(
 
 async def _why_empty(store: Store, key: tuple[str, str | None, str | None]) -> str:
     """What there is instead of what was asked for."""
+    from market_data_store.frames import with_iso_times
+
     symbol, interval, provider = key
     mine = await store.bars(symbol)
     if not len(mine):
@@ -91,13 +93,15 @@ async def _why_empty(store: Store, key: tuple[str, str | None, str | None]) -> s
         found = mine[name].unique().sort().to_list()
         if wanted is not None and wanted not in found:
             return f"no bars of {symbol} with {name} {wanted!r}; there are {', '.join(found)}"
-    times = _output.with_iso_times(mine.select("ts"))["ts"].sort().to_list()
+    times = with_iso_times(mine.select("ts"))["ts"].sort().to_list()
     words = " ".join(word for word in (symbol, interval, provider) if word)
     return f"no bars of {words} in that time; there are some from {times[0]} to {times[-1]}"
 
 
 def _show(frame: pl.DataFrame, rows: int, output: Path | None) -> None:
-    shown = _output.with_iso_times(frame.select(_SHOWN).tail(rows))
+    from market_data_store.frames import with_iso_times
+
+    shown = with_iso_times(frame.select(_SHOWN).tail(rows))
     title = f"{len(frame):,} bars"
     if len(shown) < len(frame):
         title = f"The last {len(shown):,} of {title}"

@@ -1,42 +1,59 @@
-"""``mdp dlq``: what could not become a bar, with the reason and the bytes as they came."""
+"""``mdp dlq``: what could not become part of a bar, and what could not be written.
+
+Without ``--file``: the dead letters of the bus. With it: a file of a write coordinator.
+"""
 
 from __future__ import annotations
 
-import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from market_data_core.errors import MdpError
 from market_data_pipeline.cli import _output
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from datetime import datetime
 
-    from market_data_core.config import Settings
-    from market_data_core.contracts.bus import Bus
-    from market_data_core.deadletters import DeadLetter
-    from market_data_core.records import Record
-
-    Found = tuple[str, Record, DeadLetter]
+    from market_data_store.coordinator import Selection
 
 dlq_app = typer.Typer(
-    help="Dead letters: what could not become a bar.", no_args_is_help=True, rich_markup_mode=None
+    help="Dead letters: what could not become a bar, or could not be written.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
 )
 
 _TABLE_ROWS = 50
-_POLL_BYTES = 8 << 20
-_PREVIEW_BYTES = 2048
-_COLUMNS = (
-    "id", "append_ts", "reason", "topic", "partition", "offset", "where", "provider", "symbol",
-    "src_ts", "detail", "events", "size",
-)  # fmt: skip
-_NUMBERS = ("partition", "offset", "events", "size")
+
+FileOption = Annotated[
+    Path | None,
+    typer.Option("--file", help="Dead-letter file of a write coordinator, instead of the bus."),
+]
+ReasonOption = Annotated[str | None, typer.Option(help="Only this reason.")]
+TypeOption = Annotated[
+    str | None, typer.Option("--type", help="Only items of this type, such as Bar; with --file.")
+]
+IdOption = Annotated[
+    list[str] | None, typer.Option("--id", help="Only this record; may be given several times.")
+]
+SinceOption = Annotated[
+    str | None, typer.Option(help="Only those set aside then or later: ISO time or date, UTC.")
+]
+UntilOption = Annotated[
+    str | None, typer.Option(help="Only those set aside earlier: ISO time or date, UTC.")
+]
+DryRunOption = Annotated[
+    bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")
+]
 
 
 @dlq_app.command("list")
 def list_letters(
-    reason: Annotated[str | None, typer.Option(help="Only this reason.")] = None,
+    file: FileOption = None,
+    reason: ReasonOption = None,
+    kind: TypeOption = None,
+    since: SinceOption = None,
+    until: UntilOption = None,
     limit: Annotated[
         int | None, typer.Option(help="Only the last N; 50 for the table, else all.")
     ] = None,
@@ -46,144 +63,135 @@ def list_letters(
     config: _output.ConfigOption = None,
 ) -> None:
     """Counts by reason, then the letters, oldest first."""
-    from collections import Counter, deque
-
-    from market_data_core._suggest import did_you_mean
     from market_data_core.errors import UsageError
-    from market_data_core.events import REASONS
 
     _output.check_limit(limit)
-    if reason is not None and reason not in REASONS:
-        msg = f"--reason {reason!r} is not a reason; {did_you_mean(reason, REASONS)}"
-        raise UsageError(msg)
-    settings = _output.load_settings(config)
     keep = limit if limit or form != "table" else _TABLE_ROWS
-    counts: Counter[str] = Counter()
-    rows: deque[dict[str, object]] = deque(maxlen=keep)
+    if file is not None:
+        from market_data_pipeline.cli import _dlq_file
 
-    async def read() -> None:
-        async for found in _letters(settings):
-            letter = found[2]
-            if reason in (None, letter.reason):
-                counts[letter.reason] += 1
-                rows.append(_row(found))
+        wanted = _selection(reason, kind, since, until)
+        _output.load_settings(config)
+        _output.run_async(_dlq_file.list_records(file, wanted, keep, form))
+        return
+    from market_data_pipeline.cli import _dlq_topic
 
-    _output.run_async(read())
-    if form != "table":
-        _output.write_rows(list(rows), _COLUMNS, form)
-        return
-    if not counts:
-        typer.echo("no dead letters" + (f" with reason {reason!r}" if reason else ""))
-        return
-    reasons = [(word, n, REASONS.get(word, "")) for word, n in counts.most_common()]
-    _output.show_table(("reason", "letters", "meaning"), reasons, right=("letters",))
-    title = f"The last {len(rows):,} of {sum(counts.values()):,} letters"
-    _output.show_table(_COLUMNS, [list(row.values()) for row in rows], title, _NUMBERS)
+    if kind is not None:
+        msg = f"--type {kind!r}: letters of the bus have no type; name a file with --file"
+        raise UsageError(msg)
+    start, end = _output.parse_range(since, until, ("--since", "--until"))
+    letters = _dlq_topic.LetterSelection(reason, start, end)
+    settings = _output.load_settings(config)
+    _output.run_async(_dlq_topic.list_letters(settings, letters, keep, form))
 
 
 @dlq_app.command("show")
 def show_letter(
     letter_id: Annotated[str, typer.Argument(metavar="ID", help="From mdp dlq list.")],
-    raw: Annotated[bool, typer.Option("--raw", help="Only the original bytes, verbatim.")] = False,
+    file: FileOption = None,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="Only the original bytes, or the items as JSON.")
+    ] = False,
     config: _output.ConfigOption = None,
 ) -> None:
-    """Everything about one letter, its original bytes included."""
+    """Everything about one letter, its original bytes or its items included."""
+    settings = _output.load_settings(config)
+    if file is not None:
+        from market_data_pipeline.cli import _dlq_file
+
+        _output.run_async(_dlq_file.show_record(file, letter_id, raw))
+        return
+    from market_data_pipeline.cli import _dlq_topic
+
+    _output.run_async(_dlq_topic.show_letter(settings, letter_id, raw))
+
+
+@dlq_app.command("replay")
+def replay_letters(
+    file: FileOption = None,
+    reason: ReasonOption = None,
+    letter_ids: IdOption = None,
+    kind: TypeOption = None,
+    since: SinceOption = None,
+    until: UntilOption = None,
+    limit: Annotated[int | None, typer.Option(help="At most N records, oldest first.")] = None,
+    dry_run: DryRunOption = False,
+    config: _output.ConfigOption = None,
+) -> None:
+    """Write what stands in a dead-letter file into the store; all of it unless selected.
+
+    A record is removed once it is stored. What fails again stays, with its new error.
+    """
     from market_data_core.errors import UsageError
 
-    offset, dot, index = letter_id.partition(".")
-    if not (dot and _is_number(offset) and _is_number(index)):
-        msg = f"{letter_id!r} is not the id of a dead letter, such as 12.0; see mdp dlq list"
+    if file is None:
+        msg = (
+            "mdp dlq replay needs --file: the file of a write coordinator, such as "
+            ".dlq/default.ndjson. Letters of the bus are input that is no event, or came too "
+            "late: correct it where it comes from, and run it with mdp run FILE"
+        )
         raise UsageError(msg)
-    found = _output.run_async(_find(_output.load_settings(config), int(offset), int(index)))
-    if found is None:
-        msg = f"there is no dead letter {letter_id}; see mdp dlq list"
-        raise MdpError(msg)
-    original = found[2].as_sent
-    if raw:
-        _output.write_bytes(original)
-        return
-    for name, value in (_row(found) | {"log_id": found[2].log_id}).items():
-        typer.echo(f"{name:<10} {_output.cell_text(value)}")
-    shown = repr(original[:_PREVIEW_BYTES])[2:-1]
-    more = len(original) - _PREVIEW_BYTES
-    typer.echo(f"{'original':<10} {shown}")
-    if more > 0:
-        sys.stderr.write(f"{more:,} more bytes; --raw gives all\n")
+    from market_data_pipeline.cli import _dlq_replay
+
+    _output.check_limit(limit)
+    wanted = _selection(reason, kind, since, until, letter_ids)
+    settings = _output.load_settings(config)
+    done = _output.run_async(_dlq_replay.replay(settings, file, wanted, limit, dry_run))
+    if not done:
+        raise typer.Exit(1)
 
 
-def _is_number(text: str) -> bool:
-    return text.isascii() and text.isdigit()
+@dlq_app.command("purge")
+def purge_letters(
+    file: FileOption = None,
+    reason: ReasonOption = None,
+    letter_ids: IdOption = None,
+    kind: TypeOption = None,
+    since: SinceOption = None,
+    until: UntilOption = None,
+    everything: Annotated[bool, typer.Option("--all", help="All of them.")] = False,
+    dry_run: DryRunOption = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    config: _output.ConfigOption = None,
+) -> None:
+    """Remove records of a dead-letter file for good; what a running process has in hand stays."""
+    from market_data_core.errors import UsageError
+    from market_data_store.coordinator import Selection
+
+    if file is None:
+        msg = (
+            "mdp dlq purge needs --file: letters of the bus are part of the log, which mdp verify "
+            "and recordings read them from; bus.retention trims them with it"
+        )
+        raise UsageError(msg)
+    from market_data_pipeline.cli import _dlq_file
+
+    wanted = _selection(reason, kind, since, until, letter_ids)
+    if everything == (wanted != Selection()):
+        msg = "purge: say which: --reason, --id, --type, --since or --until, else --all alone"
+        raise UsageError(msg)
+    _output.load_settings(config)
+    _output.run_async(_dlq_file.purge_records(file, wanted, dry_run, yes))
 
 
-def _row(found: Found) -> dict[str, object]:
-    """One letter by column."""
-    from market_data_core.events import format_ts
+def _selection(
+    reason: str | None,
+    kind: str | None,
+    since: str | None,
+    until: str | None,
+    ids: list[str] | None = None,
+) -> Selection:
+    from market_data_store.coordinator import Selection
 
-    letter_id, record, letter = found
-    values = (
-        letter_id,
-        format_ts(record.append_ts),
-        letter.reason,
-        letter.topic,
-        letter.partition,
-        letter.offset,
-        letter.where,
-        letter.provider,
-        letter.symbol,
-        format_ts(letter.src_ts) if letter.src_ts else None,
-        letter.detail,
-        letter.events,
-        len(letter.as_sent),
-    )
-    return dict(zip(_COLUMNS, values, strict=True))
+    start, end = _output.parse_range(since, until, ("--since", "--until"))
+    chosen = frozenset(ids) if ids else None
+    return Selection(chosen, reason, kind, _moment(start), _moment(end))
 
 
-async def _letters(settings: Settings) -> AsyncIterator[Found]:
-    """All letters with their ids, oldest first; none if there is no topic of them yet."""
-    from market_data_pipeline.assembly import LETTERS_TOPIC
-    from market_data_pipeline.backends import open_bus
+def _moment(ts: int | None) -> datetime | None:
+    """Nanoseconds as a time; files hold microseconds."""
+    from datetime import UTC, datetime, timedelta
 
-    bus = open_bus(settings)
-    try:
-        if await bus.find_topic(LETTERS_TOPIC) is None:
-            return
-        bounds = await bus.bounds(LETTERS_TOPIC, 0)
-        position = bounds.first
-        while position < bounds.next:
-            records = await _poll(bus, position)
-            for record in records:
-                for found in _of_record(record):
-                    yield found
-            position = records[-1].offset + 1
-    finally:
-        await bus.close()
-
-
-async def _find(settings: Settings, offset: int, index: int) -> Found | None:
-    from market_data_pipeline.assembly import LETTERS_TOPIC
-    from market_data_pipeline.backends import open_bus
-
-    bus = open_bus(settings)
-    try:
-        if await bus.find_topic(LETTERS_TOPIC) is None:
-            return None
-        bounds = await bus.bounds(LETTERS_TOPIC, 0)
-        if not bounds.first <= offset < bounds.next:
-            return None
-        letters = _of_record((await _poll(bus, offset, 1))[0])
-        return letters[index] if index < len(letters) else None
-    finally:
-        await bus.close()
-
-
-async def _poll(bus: Bus, position: int, max_bytes: int = _POLL_BYTES) -> list[Record]:
-    from market_data_pipeline.assembly import LETTERS_TOPIC
-
-    return (await bus.poll(LETTERS_TOPIC, {0: position}, max_bytes, 0))[0]
-
-
-def _of_record(record: Record) -> list[Found]:
-    from market_data_core.deadletters import decode_letters
-
-    letters = decode_letters(record.payload)
-    return [(f"{record.offset}.{i}", record, letter) for i, letter in enumerate(letters)]
+    if ts is None:
+        return None
+    return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=ts // 1000)

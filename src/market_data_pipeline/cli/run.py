@@ -12,7 +12,9 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from market_data_core.config import Settings
+    from market_data_core.contracts.provider import LiveProvider
     from market_data_pipeline.assembly import Summary
+    from market_data_pipeline.audit import Job
     from market_data_pipeline.flow import Flow
     from market_data_pipeline.providers._formats.options import FormatName, TimeUnit
 
@@ -90,12 +92,16 @@ def produce(
     settings = _settings(config, window)
     providers = _open(settings, tuple(provider or ()), duration)
 
-    async def work(flow: Flow, stop: asyncio.Event) -> int:
-        return await flow.produce(providers, _list(symbols), stop)
+    chosen = _list(symbols)
 
+    async def work(flow: Flow, stop: asyncio.Event) -> int:
+        return await flow.produce(providers, chosen, stop)
+
+    from market_data_pipeline.audit import Job
     from market_data_pipeline.cli import _session
 
-    produced = _session.execute(settings, work, title="produce")
+    job = Job("produce", "live", _names(providers), symbols=chosen, rows="events")
+    produced = _session.execute(settings, work, "produce", job)
     typer.echo(f"{produced:,} events written to {settings.bus.events_topic}")
 
 
@@ -106,7 +112,9 @@ def micro_batch(config: Config = None, window: Window = "") -> None:
     async def work(flow: Flow, stop: asyncio.Event) -> Summary:
         return await flow.micro_batch(stop)
 
-    _finish(settings, work, "micro-batch")
+    from market_data_pipeline.audit import Job
+
+    _finish(settings, work, "micro-batch", Job("micro-batch", "live"))
 
 
 def _live(
@@ -117,11 +125,14 @@ def _live(
     async def work(flow: Flow, stop: asyncio.Event) -> Summary:
         return await flow.live(providers, symbols, stop)
 
-    _finish(settings, work, "live")
+    from market_data_pipeline.audit import Job
+
+    _finish(settings, work, "live", Job("run", "live", _names(providers), symbols=symbols))
 
 
 def _recorded(settings: Settings, files: list[str], name: str | None, options: Any) -> None:
     from market_data_pipeline.assembly import window_spec
+    from market_data_pipeline.audit import Job
     from market_data_pipeline.cli import _session
     from market_data_pipeline.providers.recording import open_recording
 
@@ -137,15 +148,20 @@ def _recorded(settings: Settings, files: list[str], name: str | None, options: A
     async def work(flow: Flow, stop: asyncio.Event) -> Summary:
         return await flow.record(recording, stop)
 
-    _finish(settings, work, _session.RECORDING)
+    dataset = name or ", ".join(Path(file).name for file in files)
+    job = Job("run", "backfill", name or _session.RECORDING, dataset, options.symbols)
+    _finish(settings, work, _session.RECORDING, job)
 
 
 def _finish(
-    settings: Settings, work: Callable[[Flow, asyncio.Event], Awaitable[Summary]], title: str
+    settings: Settings,
+    work: Callable[[Flow, asyncio.Event], Awaitable[Summary]],
+    title: str,
+    job: Job,
 ) -> None:
     from market_data_pipeline.cli import _session
 
-    summary = _session.execute(settings, work, title=title)
+    summary = _session.execute(settings, work, title, job)
     _session.report(settings, summary)
     if not summary.counts.holds():
         raise typer.Exit(1)
@@ -165,6 +181,10 @@ def _open(settings: Settings, kinds: tuple[str, ...], duration: str) -> Any:
         )
         raise UsageError(msg)
     return providers
+
+
+def _names(providers: dict[str, LiveProvider]) -> str:
+    return ",".join(provider.name for provider in providers.values())
 
 
 def _settings(config: Path | None, window: str) -> Settings:

@@ -55,6 +55,10 @@ class MicroBatcher:
         commits: where groups are given.
         history: for a lane, what is known already.
         guard: a claim without which the lane may not write.
+
+    Attributes:
+        written: what the store did with the bars so far.
+        span: least and greatest start of those bars, UTC ns; None if there were none.
     """
 
     def __init__(
@@ -84,6 +88,7 @@ class MicroBatcher:
         self._beat_at = self._commit_at = self._retain_at = 0.0
         self._before: dict[int, int] = {}
         self.written = WriteCounts()
+        self.span: tuple[int, int] | None = None
 
     @property
     def counts(self) -> Counts:
@@ -356,9 +361,17 @@ class MicroBatcher:
         for partition, group in work:
             partition.committed(group, result.bad.get(group.claim.key.partition, []))
             self._observer.committed(group, now)
+            self._widen(group)
         self.written.add(result.counts)
         self._observer.written(result.counts, self.counts.open)
         await self._writer.publish(result.outbox)
+
+    def _widen(self, group: PartitionGroup) -> None:
+        """Take the starts of the group's bars into the span of what was written."""
+        for batch in group.bars:
+            first, last = int(batch.ts.min()), int(batch.ts.max())
+            low, high = self.span or (first, last)
+            self.span = min(low, first), max(high, last)
 
     async def _retain(self) -> None:
         """Forget records that are old enough: of events, those that every window has passed."""

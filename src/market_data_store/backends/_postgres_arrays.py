@@ -15,8 +15,10 @@ from psycopg import AsyncCursor
 from psycopg.adapt import Buffer, Dumper
 from psycopg.pq import Format
 
-_EPOCH_US = 946_684_800_000_000
+EPOCH_US = 946_684_800_000_000
 """PostgreSQL counts microseconds from 2000."""
+EPOCH_DAYS = 10_957
+"""Likewise days; all of ours begin in 1970."""
 _SIGNATURE = b"PGCOPY\n\xff\r\n\0" + bytes(8)
 _TRAILER = b"\xff\xff"
 _HEADER = 20  # bytes before the first element of an array of one dimension
@@ -43,13 +45,19 @@ class Moments(_Packed):
     """``timestamptz[]``."""
 
 
+class Days(_Packed):
+    """``date[]``."""
+
+
 T = TypeVar("T", bound=_Packed)
+Missing = NDArray[np.bool_] | None
 
 _TYPES: dict[type[_Packed], tuple[int, int]] = {
     Texts: (1009, 25),
     Floats: (1022, 701),
     Integers: (1016, 20),
     Moments: (1185, 1184),
+    Days: (1182, 1082),
 }
 """Each array's type, and that of its elements."""
 
@@ -69,37 +77,54 @@ class _PackedDumper(Dumper):
         return bytes(obj)
 
 
-def _packed(cls: type[T], n: int, body: bytes) -> T:
+def _packed(cls: type[T], n: int, body: bytes, nulls: bool = False) -> T:
     element = _TYPES[cls][1]
-    shape = (1, 0, element, n, 1) if n else (0, 0, element)
+    shape = (1, nulls, element, n, 1) if n else (0, 0, element)
     return cls(np.array(shape, ">i4").tobytes() + body)
 
 
-def _numbers(cls: type[T], column: NDArray[Any], dtype: str) -> T:
+def _numbers(cls: type[T], column: NDArray[Any], dtype: str, missing: Missing = None) -> T:
     cells = np.empty(len(column), [("length", ">i4"), ("value", dtype)])
-    cells["length"], cells["value"] = 8, column
-    return _packed(cls, len(column), cells.tobytes())
+    cells["length"], cells["value"] = cells.dtype.itemsize - 4, column
+    if missing is None or not missing.any():
+        return _packed(cls, len(column), cells.tobytes())
+    cells["length"][missing] = _NULL
+    flat = cells.view(np.uint8).reshape(len(cells), -1)
+    whole = np.ones(flat.shape, bool)
+    whole[missing, 4:] = False
+    return _packed(cls, len(column), flat[whole].tobytes(), nulls=True)
 
 
-def floats(column: NDArray[np.float64]) -> Floats:
-    """A parameter of type ``float8[]``."""
-    return _numbers(Floats, column, ">f8")
+def floats(column: NDArray[np.float64], missing: Missing = None) -> Floats:
+    """A parameter of type ``float8[]``; what is `missing` is null."""
+    return _numbers(Floats, column, ">f8", missing)
 
 
-def integers(column: NDArray[Any]) -> Integers:
-    """A parameter of type ``bigint[]``."""
-    return _numbers(Integers, column, ">i8")
+def integers(column: NDArray[Any], missing: Missing = None) -> Integers:
+    """A parameter of type ``bigint[]``; what is `missing` is null."""
+    return _numbers(Integers, column, ">i8", missing)
 
 
-def moments(column_us: NDArray[np.int64]) -> Moments:
+def moments(column_us: NDArray[np.int64], missing: Missing = None) -> Moments:
     """A parameter of type ``timestamptz[]`` from microseconds since 1970."""
-    return _numbers(Moments, column_us - _EPOCH_US, ">i8")
+    return _numbers(Moments, column_us - EPOCH_US, ">i8", missing)
+
+
+def days(column: NDArray[np.int64]) -> Days:
+    """A parameter of type ``date[]`` from days since 1970."""
+    return _numbers(Days, column - EPOCH_DAYS, ">i4")
 
 
 def texts(column: Iterable[str]) -> Texts:
     """A parameter of type ``text[]``; equal texts are encoded once."""
     known: dict[str, bytes] = {}
     cells = [known.get(text) or known.setdefault(text, _field(text)) for text in column]
+    return _packed(Texts, len(cells), b"".join(cells))
+
+
+def encoded_texts(column: Iterable[bytes]) -> Texts:
+    """A parameter of type ``text[]`` from UTF-8."""
+    cells = [len(raw).to_bytes(4, "big") + raw for raw in column]
     return _packed(Texts, len(cells), b"".join(cells))
 
 
@@ -133,7 +158,7 @@ def read_integers(raw: bytes | None) -> NDArray[np.int64]:
 
 def read_moments(raw: bytes | None) -> NDArray[np.int64]:
     """An answer of type ``timestamptz[]`` without nulls, in microseconds since 1970."""
-    return read_integers(raw) + _EPOCH_US
+    return read_integers(raw) + EPOCH_US
 
 
 def _read(raw: bytes | None, dtype: str) -> NDArray[Any]:
@@ -178,11 +203,11 @@ def copy_rows(
     rows["head"] = head_bytes[head_of]
     for name in names:
         rows[f"{name}_length"] = 8
-    rows["ts"] = moments_us - _EPOCH_US
+    rows["ts"] = moments_us - EPOCH_US
     for i, column in enumerate(values):
         rows[f"value{i}"] = column
     rows["count"] = count
-    rows["created"] = rows["updated"] = now_us - _EPOCH_US
+    rows["created"] = rows["updated"] = now_us - EPOCH_US
     nulls = {f"value{len(values) - 1}": np.isnan(values[-1]), "count": count < 0}
     for name, missing in nulls.items():
         rows[f"{name}_length"][missing] = _NULL

@@ -24,7 +24,7 @@ from market_data_core.contracts.store import (
 from market_data_core.errors import FencedError
 from market_data_store.backends._postgres_arrays import integers, moments, texts
 from market_data_store.backends._postgres_bars import Frontier, write_bars
-from market_data_store.backends._postgres_rows import BAD, KEPT, NEW, UNCHANGED, UPDATED, Rows
+from market_data_store.backends._postgres_rows import NEW, UPDATED, Rows
 
 MINE = "consumer_group = %s AND topic = %s AND partition = %s"
 MESSAGE = "destination, key, payload, count, to_partition, provider, min_ts, max_ts"
@@ -117,8 +117,7 @@ async def _write_bars(
         one.bad.append(BadRow(i, int(rows.row[at]), error))
     for one in work:
         one.bad.sort(key=attrgetter("batch", "row"))
-    n = np.bincount(rows.fate, minlength=BAD + 1).tolist()
-    return WriteCounts(n[NEW], n[UPDATED], n[UNCHANGED], n[KEPT], n[BAD])
+    return rows.counts()
 
 
 async def _bar_messages(db: AsyncConnection[Any], work: list[_Work]) -> list[list[Message]]:

@@ -123,8 +123,22 @@ class Link:
             yield db
 
     @asynccontextmanager
+    async def apart(self) -> AsyncIterator[AsyncConnection[Any]]:
+        """A connection beside the others, not in a transaction, closed at the end."""
+        async with self._translated():
+            db = await self._open()
+            try:
+                yield db
+            finally:
+                await db.close()
+
+    @asynccontextmanager
     async def _connection(self) -> AsyncIterator[AsyncConnection[Any]]:
-        db = self._idle.pop() if self._idle else await self._connect()
+        if self._idle:
+            db = self._idle.pop()
+        else:
+            db = await self._open()
+            self._all.add(db)
         try:
             yield db
         except BaseException:
@@ -139,7 +153,7 @@ class Link:
             if self._closed:
                 await self._drop_idle()
 
-    async def _connect(self) -> AsyncConnection[Any]:
+    async def _open(self) -> AsyncConnection[Any]:
         db: AsyncConnection[Any] = await AsyncConnection.connect(self._dsn, autocommit=True)
         try:
             for cls, dumper in dumpers():
@@ -156,7 +170,6 @@ class Link:
         except BaseException:
             await db.close()
             raise
-        self._all.add(db)
         return db
 
     async def _drop(self, db: AsyncConnection[Any]) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import chain
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from market_data_core.bars import BarBatch
+from market_data_core.contracts.store import WriteCounts
 from market_data_core.errors import UsageError
 from market_data_core.intervals import parse_interval
 
@@ -105,7 +107,9 @@ class Rows:
         """Set aside what cannot even be asked for."""
         for row in np.flatnonzero(ts != self.ts_us * 1000).tolist():
             self.refuse(row, f"ts {ts[row]} is not a whole number of microseconds")
-        for rank, series in enumerate(self.series):
+        whole = "".join(chain.from_iterable(self.series))
+        plain = whole.isascii() and "\0" not in whole
+        for rank, series in enumerate(() if plain else self.series):
             error = _unspeakable(series)
             if error:
                 for row in np.flatnonzero(self.rank == rank).tolist():
@@ -126,6 +130,14 @@ class Rows:
             yield left[~again]
             left = left[again]
 
+    def may_change(self, rows: Index) -> NDArray[np.bool_]:
+        """Whether what is stored under the key of each of `rows` is changed, now or later on."""
+        fate, both = self.fate[rows], np.zeros(len(self) + 1, bool)
+        both[1:-1] = (np.diff(self.rank) == 0) & (np.diff(self.ts_us) == 0)
+        again = both[rows] | both[rows + 1]  # the key occurs in another batch, too
+        found: NDArray[np.bool_] = (fate == UPDATED) | (again & (fate != NEW) & (fate != BAD))
+        return found
+
     def segments(self, rows: Index, exact: bool = False) -> Segment:
         """Ranges that cover the keys of `rows`; `exact`: and no others."""
         rank, ts = self.rank[rows], self.ts_us[rows]
@@ -136,6 +148,26 @@ class Rows:
         last = np.append(first[1:], len(rows)) - 1
         return Segment(rank[first], ts[first], ts[last])
 
+    def together(self, ranges: Segment, size_min: int) -> list[Index]:
+        """Ranges of single bars that differ in nothing but their symbols, group by group.
+
+        None at all if there are others, or if the groups have fewer than `size_min` on average.
+        """
+        if (ranges.start_us != ranges.end_us).any():
+            return []
+        feeds: dict[tuple[str, str], int] = {}
+        feed_of = np.array([feeds.setdefault((p, i), len(feeds)) for p, _, i in self.series])
+        code, times = feed_of[ranges.series], 1
+        if (ranges.start_us != ranges.start_us[0]).any():
+            moments, time = np.unique(ranges.start_us, return_inverse=True)
+            code, times = code * len(moments) + time, len(moments)
+        if len(feeds) * times == 1:
+            return [np.arange(len(code))] if len(code) >= size_min else []
+        distinct, group = np.unique(code, return_inverse=True)
+        if len(distinct) * size_min > len(code):
+            return []
+        return [np.flatnonzero(group == i) for i in range(len(distinct))]
+
     def spans(self, rows: Index) -> Segment:
         """The range of each series among `rows`."""
         rank = self.rank[rows]
@@ -145,6 +177,8 @@ class Rows:
 
     def match(self, rows: Index, rank: Index, ts_us: NDArray[np.int64]) -> tuple[Index, Index]:
         """Which stored keys are those of `rows`: (rows, indexes into the stored ones)."""
+        if np.array_equal(rank, self.rank[rows]) and np.array_equal(ts_us, self.ts_us[rows]):
+            return rows, np.arange(len(rows))
         both = np.concatenate((self.ts_us[rows], ts_us))
         moments, code = np.unique(both, return_inverse=True)
         wanted = self.rank[rows] * len(moments) + code[: len(rows)]
@@ -168,6 +202,11 @@ class Rows:
         healed = stored.gap & (self.state[at] != _GAP)
         changed = (differs | healed) & enough & ~self.only_new[at]
         self.fate[at] = np.where(changed, UPDATED, np.where(differs, KEPT, UNCHANGED))
+
+    def counts(self) -> WriteCounts:
+        """How many rows had each fate."""
+        n = np.bincount(self.fate, minlength=BAD + 1).tolist()
+        return WriteCounts(n[NEW], n[UPDATED], n[UNCHANGED], n[KEPT], n[BAD])
 
     def states(self, rows: Index) -> list[str]:
         """States of `rows`, as they were given."""

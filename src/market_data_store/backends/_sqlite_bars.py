@@ -9,15 +9,15 @@ from typing import Any
 
 from market_data_core.bars import BarBatch
 from market_data_core.contracts.store import BadRow, WriteCounts
+from market_data_core.errors import RejectedError
 
-_ROWS_PER_STATEMENT = 200
+ROWS_PER_STATEMENT = 200
 """One statement for many rows: each step of a statement gives the interpreter lock away once."""
 _KEY = "provider, symbol, interval, ts"
 _VALUES = "open, high, low, close, volume, vwap, trade_count"
 _COLUMNS = f"{_KEY}, {_VALUES}, state, created_at, updated_at"
 _WIDTH = 14
-_STAGED_WIDTH = _WIDTH + 2
-_PERMANENT = (
+PERMANENT = (
     sqlite3.IntegrityError,
     sqlite3.DataError,
     sqlite3.InterfaceError,
@@ -26,17 +26,20 @@ _PERMANENT = (
 )
 
 STAGE = f"""CREATE TEMP TABLE IF NOT EXISTS staged (
-    i INTEGER PRIMARY KEY, {_KEY.replace("ts", "ts INTEGER")},
-    {_VALUES}, state, created_at, updated_at, only_new)"""
+    {_KEY.replace("ts", "ts INTEGER")}, {_VALUES}, state, created_at, updated_at)"""
 
 _DIFFERS = " OR ".join(f"b.{name} IS NOT s.{name}" for name in _VALUES.split(", "))
 # a stored bar gives way only to one that is made of at least as many events
 _CHANGED = f"""(({_DIFFERS} OR b.state = 'gap' AND s.state <> 'gap')
     AND coalesce(s.trade_count >= b.trade_count, 1) AND NOT s.only_new)"""
 _ON_KEY = " AND ".join(f"b.{name} = s.{name}" for name in _KEY.split(", "))
-_SORT = f"""SELECT s.i, b.provider IS NULL, b.provider IS NOT NULL AND {_CHANGED},
+_JUDGED_WIDTH = 12
+# of what is stored already, only the rows that differ are handed out, and nothing is written
+_JUDGE = f"""WITH s ({_KEY}, {_VALUES}, state, i, only_new) AS (VALUES {{}})
+    SELECT s.i, b.provider IS NULL, b.provider IS NOT NULL AND {_CHANGED},
     b.provider IS NOT NULL AND ({_DIFFERS})
-    FROM staged s LEFT JOIN bars_ohlcv b ON {_ON_KEY}"""
+    FROM s LEFT JOIN bars_ohlcv b ON {_ON_KEY}
+    WHERE b.provider IS NULL OR {_DIFFERS} OR b.state = 'gap'"""
 _TO_HISTORY = f"""INSERT INTO bars_ohlcv_history
     ({_KEY}, {_VALUES}, state, known_from, known_until)
     SELECT {", ".join("b." + c for c in f"{_KEY}, {_VALUES}".split(", "))},
@@ -96,17 +99,20 @@ def write_bars(db: sqlite3.Connection, batch: BarBatch, now_ns: int) -> Written:
 def _write_fresh(db: sqlite3.Connection, rows: list[tuple[Any, ...]]) -> bool:
     """Insert rows if none of their keys is taken; otherwise, or on any bad row, do nothing."""
     db.execute("SAVEPOINT fresh")
+    fresh = True
     before = db.total_changes
     try:
-        for at in range(0, len(rows), _ROWS_PER_STATEMENT):
-            part = rows[at : at + _ROWS_PER_STATEMENT]
+        for at in range(0, len(rows), ROWS_PER_STATEMENT):
+            part = rows[at : at + ROWS_PER_STATEMENT]
             marks = ",".join(["(" + ",".join("?" * _WIDTH) + ")"] * len(part))
             db.execute(
                 f"INSERT INTO bars_ohlcv ({_COLUMNS}) VALUES {marks} ON CONFLICT DO NOTHING",
                 [value for row in part for value in row],
             )
-        fresh = db.total_changes - before == len(rows)
-    except _PERMANENT:
+            fresh = db.total_changes - before == at + len(part)
+            if not fresh:
+                break
+    except PERMANENT:
         fresh = False
     if not fresh:
         db.execute("ROLLBACK TO fresh")
@@ -125,7 +131,7 @@ def _bisect(
     db.execute("SAVEPOINT part")
     try:
         write(rows, at)
-    except _PERMANENT as error:
+    except PERMANENT as error:
         db.execute("ROLLBACK TO part")
         db.execute("RELEASE part")
         if len(rows) == 1:
@@ -146,31 +152,57 @@ def _merge(
     only_new: bool,
     out: Written,
 ) -> None:
-    db.execute("DELETE FROM staged")
-    marks = ",".join("?" * _STAGED_WIDTH)
-    db.executemany(
-        f"INSERT INTO staged VALUES ({marks})",
-        [(at + i, *row, only_new) for i, row in enumerate(rows)],
-    )
-    sorted_rows = db.execute(_SORT).fetchall()
-    inserted = [i for i, new, _, _ in sorted_rows if new]
-    updated = [i for i, _, changed, _ in sorted_rows if changed]
-    kept = sum(1 for _, _, changed, differs in sorted_rows if differs and not changed)
-    write = {*inserted, *updated}
-    db.executemany(
-        "DELETE FROM staged WHERE i = ?", [(i,) for i, *_ in sorted_rows if i not in write]
-    )
-    if updated:
-        db.execute(_TO_HISTORY)
+    judged = _judged(db, rows, only_new)
+    inserted = [i for i, new, _, _ in judged if new]
+    updated = [i for i, _, changed, _ in judged if changed]
+    kept = sum(1 for _, _, changed, differs in judged if differs and not changed)
     if inserted or updated:
+        db.execute("DELETE FROM staged")
+        marks = ",".join("?" * _WIDTH)
+        db.executemany(
+            f"INSERT INTO staged VALUES ({marks})", [rows[i] for i in (*inserted, *updated)]
+        )
+        if updated:
+            db.execute(_TO_HISTORY)
         db.execute(_MERGE)
     counts = WriteCounts(
         len(inserted), len(updated), len(rows) - len(inserted) - len(updated) - kept, kept
     )
     out.counts.add(counts)  # only once the statements have passed: a failed part is undone whole
-    out.changed = sorted([*(out.changed or ()), *inserted, *updated])
+    out.changed = sorted([*(out.changed or ()), *(at + i for i in (*inserted, *updated))])
+
+
+def _judged(
+    db: sqlite3.Connection, rows: Sequence[tuple[Any, ...]], only_new: bool
+) -> list[tuple[int, int, int, int]]:
+    """Of the rows that are not stored as they are: index, new, to be updated, different."""
+    found = []
+    for at in range(0, len(rows), ROWS_PER_STATEMENT):
+        part = rows[at : at + ROWS_PER_STATEMENT]
+        marks = "(" + ",".join("?" * _JUDGED_WIDTH) + ",{},{})"
+        listed = ",".join([marks.format(at + i, int(only_new)) for i in range(len(part))])
+        values = [value for row in part for value in row[:_JUDGED_WIDTH]]
+        found += db.execute(_JUDGE.format(listed), values).fetchall()
+    return found
 
 
 def bad_rows(batch: int, written: Written) -> list[BadRow]:
     """The batch's bad rows as the commit reports them."""
     return [BadRow(batch, row, error) for row, error in written.bad]
+
+
+def write_all_bars(db: sqlite3.Connection, batches: Sequence[BarBatch], now_ns: int) -> WriteCounts:
+    """Upsert all batches inside the open transaction.
+
+    Raises:
+        RejectedError: a row can never be stored; the transaction has to be undone.
+    """
+    counts = WriteCounts()
+    for batch in batches:
+        written = write_bars(db, batch, now_ns)
+        for row, error in written.bad:
+            bar = (batch.provider, batch.symbols[batch.codes[row]], batch.interval)
+            msg = f"bars_ohlcv {(*bar, int(batch.ts[row]))} can never be stored: {error}"
+            raise RejectedError(reason="unwritable", message=msg)
+        counts.add(written.counts)
+    return counts

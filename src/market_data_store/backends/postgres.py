@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from psycopg import AsyncConnection
 
+from market_data_core.bars import BarBatch
 from market_data_core.clock import Clock, SystemClock
 from market_data_core.contracts.store import (
     Claim,
@@ -19,24 +20,26 @@ from market_data_core.contracts.store import (
     OutboxItem,
     PartitionKey,
     PartitionStatus,
+    WriteCounts,
 )
-from market_data_core.errors import TransientError, UsageError
+from market_data_core.errors import TransientError
 from market_data_core.registry import Backend
+from market_data_core.tables import BARS, Policy, Select, StoreStatus, Table
 from market_data_store.backends._postgres_arrays import integers
-from market_data_store.backends._postgres_bars import Frontier
+from market_data_store.backends._postgres_bars import Frontier, write_all_bars
 from market_data_store.backends._postgres_groups import MESSAGE, MINE, commit_groups, row_of
 from market_data_store.backends._postgres_link import Link
-from market_data_store.backends._postgres_read import read_bars
-from market_data_store.migrations import Migration, migrations
+from market_data_store.backends._postgres_read import read_all, read_parts
+from market_data_store.backends._postgres_records import replace_row, upsert_rows
+from market_data_store.backends._postgres_schema import migrate, migrate_down, steps_ahead
+from market_data_store.backends._postgres_upkeep import inspect, policies, retain
 
 if TYPE_CHECKING:
     import polars as pl
 
-_DIALECT = "postgres"
-_EXTENSIONS = {"timescaledb": "timescale"}
-"""Extension -> steps that are taken where it is installed."""
-_MIGRATING = 0x6D64702E736368
-"""The advisory lock that whoever migrates holds."""
+_PING_S = 3.0
+_PATIENCE = "SET LOCAL idle_in_transaction_session_timeout = '10min'"
+"""As long as whoever scans may take for one frame."""
 # rows are always locked in the order of their key, so that no two transactions wait for each other
 _LOCK_OWN = """WITH own AS MATERIALIZED (
     SELECT consumer_group, topic, partition FROM partitions
@@ -81,47 +84,21 @@ class PostgresStore:
     async def migrate(self) -> None:
         """Bring the schema to this release's version; several processes may do it at once."""
         async with self._link.transaction() as db:
-            await db.execute("SET LOCAL statement_timeout = 0")
-            await db.execute("SELECT pg_advisory_xact_lock(%s)", (_MIGRATING,))
-            for dialect, step in await self._steps(db):
-                await db.execute(
-                    """CREATE TABLE IF NOT EXISTS mdp_schema (dialect text, number integer,
-                        name text NOT NULL, applied_at timestamptz NOT NULL DEFAULT now(),
-                        PRIMARY KEY (dialect, number))"""
-                )
-                await db.execute(step.up.encode())
-                await db.execute(
-                    "INSERT INTO mdp_schema VALUES (%s, %s, %s)", (dialect, step.number, step.name)
-                )
+            await migrate(db, self._link.name)
+
+    async def migrate_down(self, to: int) -> None:
+        """Take the schema back to step `to`; what only newer steps have is lost.
+
+        Raises:
+            UsageError: there is no such step below the present one.
+        """
+        async with self._link.transaction() as db:
+            await migrate_down(db, self._link.name, to)
 
     async def schema_behind(self) -> int:
         """How many steps `migrate` would take; writes nothing."""
         async with self._link.transaction() as db:
-            return len(await self._steps(db))
-
-    async def _steps(self, db: AsyncConnection[Any]) -> list[tuple[str, Migration]]:
-        """The steps that have not been taken, in order."""
-        there = await db.execute("SELECT to_regclass('mdp_schema') IS NOT NULL")
-        taken: dict[str, int] = {}
-        if await there.fetchone() == (True,):
-            rows = await db.execute("SELECT dialect, max(number) FROM mdp_schema GROUP BY 1")
-            taken = dict(await rows.fetchall())
-        found = await db.execute(
-            "SELECT extname FROM pg_extension WHERE extname = ANY (%s)", (list(_EXTENSIONS),)
-        )
-        dialects = [_DIALECT, *(_EXTENSIONS[name] for (name,) in await found.fetchall())]
-        steps = []
-        for dialect in dialects:
-            known = migrations(dialect)
-            number = taken.get(dialect, 0)
-            if number > known[-1].number:
-                msg = (
-                    f"{self._link.name} has schema {number} ({dialect}), this release knows "
-                    f"{known[-1].number}; use a newer release"
-                )
-                raise UsageError(msg)
-            steps += [(dialect, step) for step in known if step.number > number]
-        return steps
+            return len(await steps_ahead(db, self._link.name))
 
     async def heartbeat(
         self, group: str, topic: str, member: str, lease_ns: int, owned: Mapping[int, int]
@@ -254,6 +231,48 @@ class PostgresStore:
                 (highest,),
             )
 
+    async def write_bars(self, batches: Sequence[BarBatch]) -> WriteCounts:
+        """Upsert bars in one transaction, by the same rules as `commit`; no one is told of them.
+
+        Raises:
+            RejectedError: a row can never be stored; nothing was written.
+        """
+        now = self._clock.now_ns()
+        async with self._link.transaction() as db:
+            return await write_all_bars(db, batches, now // 1000, self._frontier)
+
+    async def upsert(self, table: Table, rows: Sequence[Any]) -> WriteCounts:
+        """Insert rows, or update those that differ from what is stored, in one transaction.
+
+        Raises:
+            RejectedError: a row can never be stored; nothing was written.
+        """
+        now = self._clock.now_ns()
+        async with self._link.transaction() as db:
+            return await upsert_rows(db, table, rows, now // 1000)
+
+    async def replace(self, table: Table, old: Any, new: Any) -> bool:
+        """Put `new` in the place of `old`, which has the same key, if it is still stored so."""
+        async with self._link.transaction() as db:
+            return await replace_row(db, table, old, new)
+
+    async def select(self, what: Select) -> pl.DataFrame:
+        """The rows as a frame: texts and JSON as String, times as Datetime("ns", "UTC")."""
+        async with self._link.transaction() as db:
+            return await read_all(db, what)
+
+    async def scan(self, what: Select, rows_max: int = 100_000) -> AsyncGenerator[pl.DataFrame]:
+        """The same rows in frames of at most `rows_max`, all as of one moment.
+
+        Has a connection of its own, beside those of ``pool_size``, until it ends.
+        """
+        async with self._link.apart() as db, db.transaction():
+            await db.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+            await db.execute(_PATIENCE)
+            async with aclosing(read_parts(db, what, rows_max)) as parts:
+                async for part in parts:
+                    yield part
+
     async def bars(
         self,
         symbol: str | None = None,
@@ -263,9 +282,41 @@ class PostgresStore:
         end: int | None = None,
     ) -> pl.DataFrame:
         """Bars with start <= ts < end (UTC ns), ordered by key; None means any."""
-        wanted = {"provider": provider, "symbol": symbol, "interval": interval}
+        wanted = {"symbol": symbol, "interval": interval, "provider": provider}
+        where = {name: [value] for name, value in wanted.items() if value is not None}
+        return await self.select(Select(BARS, where, start, end))
+
+    async def ping(self) -> None:
+        """Return if the database can be written; raises TransientError if it cannot.
+
+        Has a connection of its own, and gives up after a few seconds.
+        """
+        try:
+            async with asyncio.timeout(_PING_S), self._link.apart() as db:
+                cursor = await db.execute(
+                    "SELECT pg_is_in_recovery() OR current_setting('transaction_read_only')::bool"
+                )
+                writable = await cursor.fetchone() == (False,)
+        except TimeoutError:
+            msg = f"{self._link.name}: no answer within {_PING_S:g} s"
+            raise TransientError(msg) from None
+        if not writable:
+            msg = f"{self._link.name}: it is read-only"
+            raise TransientError(msg)
+
+    async def inspect(self) -> StoreStatus:
+        """How the store stands."""
         async with self._link.transaction() as db:
-            return await read_bars(db, wanted, start, end)
+            return await inspect(db, self._link.name)
+
+    async def policies(self) -> list[Policy]:
+        """What is done to the tables as time goes on."""
+        async with self._link.transaction() as db:
+            return await policies(db)
+
+    async def retain(self, table: Table, before: int, interval: str | None = None) -> int:
+        """Delete rows whose time is before `before` (UTC ns), a bounded number at a time."""
+        return await retain(self._link.transaction, table, before, interval)
 
     async def gaps(self) -> list[Gap]:
         """The gap ledger, in the order of its entries; spans in whole microseconds."""

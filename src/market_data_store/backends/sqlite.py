@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
+from market_data_core.bars import BarBatch
 from market_data_core.clock import Clock, SystemClock
 from market_data_core.contracts.store import (
     Claim,
@@ -19,12 +20,24 @@ from market_data_core.contracts.store import (
     OutboxItem,
     PartitionKey,
     PartitionStatus,
+    WriteCounts,
 )
 from market_data_core.errors import DamagedFileError, UsageError
 from market_data_core.registry import Backend
-from market_data_store.backends._sqlite_bars import STAGE
+from market_data_core.tables import BARS, Policy, Select, StoreStatus, Table
+from market_data_store.backends._sqlite_bars import STAGE, write_all_bars
 from market_data_store.backends._sqlite_groups import MESSAGE, MINE, commit_group, require, row_of
-from market_data_store.migrations import Migration, migrations
+from market_data_store.backends._sqlite_read import frame, query, select
+from market_data_store.backends._sqlite_rows import replace_row, upsert_rows
+from market_data_store.backends._sqlite_upkeep import (
+    delete_some,
+    inspect,
+    migrate,
+    migrate_down,
+    policies,
+    steps_ahead,
+    stretches,
+)
 from market_data_store.sqlite_file import LogFolder, connect, inode_of, transaction, translated
 
 if TYPE_CHECKING:
@@ -39,10 +52,6 @@ _SYNCHRONOUS: dict[str, Literal["normal", "full"]] = {
     "synchronous=normal": "normal",
     "synchronous=full": "full",
 }
-_BAR_COLUMNS = (
-    "provider, symbol, interval, ts, open, high, low, close, volume, vwap, trade_count, state, "
-    "created_at, updated_at"
-)
 
 
 class SqliteStore:
@@ -79,12 +88,15 @@ class SqliteStore:
             self._fold_done = self._folding.submit(self._fold)
         return done
 
-    async def _read(self, sql: str, values: Sequence[Any] = ()) -> list[Any]:
-        def run() -> list[Any]:
+    async def _read(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        def run() -> T:
             with translated(self._path):
-                return self._reader.execute(sql, values).fetchall()
+                return work(self._reader)
 
         return await asyncio.get_running_loop().run_in_executor(self._reading, run)
+
+    async def _rows(self, sql: str, values: Sequence[Any] = ()) -> list[Any]:
+        return await self._read(lambda db: db.execute(sql, values).fetchall())
 
     def _require_same_file(self) -> None:
         if inode_of(self._path) != self._inode:
@@ -99,30 +111,19 @@ class SqliteStore:
 
     async def migrate(self) -> None:
         """Bring the schema to this release's version; several processes may do it at once."""
+        await self._write(lambda db: migrate(db, self._path))
 
-        def run(db: sqlite3.Connection) -> None:
-            (version,) = db.execute("PRAGMA user_version").fetchone()
-            for step in self._steps_from(version):
-                for statement in _statements(step.up):
-                    db.execute(statement)
-                db.execute(f"PRAGMA user_version = {step.number}")
+    async def migrate_down(self, to: int) -> None:
+        """Take the schema back to step `to`; what only newer steps have is lost.
 
-        await self._write(run)
+        Raises:
+            UsageError: there is no such step below the present one.
+        """
+        await self._write(lambda db: migrate_down(db, self._path, to))
 
     async def schema_behind(self) -> int:
         """How many steps `migrate` would take; writes nothing."""
-        ((version,),) = await self._read("PRAGMA user_version")
-        return len(self._steps_from(version))
-
-    def _steps_from(self, version: int) -> list[Migration]:
-        steps = migrations("sqlite")
-        if version > steps[-1].number:
-            msg = (
-                f"{self._path} has schema {version}, this release knows {steps[-1].number}; "
-                "use a newer release"
-            )
-            raise UsageError(msg)
-        return [step for step in steps if step.number > version]
+        return len(await self._read(lambda db: steps_ahead(db, self._path)))
 
     async def heartbeat(
         self, group: str, topic: str, member: str, lease_ns: int, owned: Mapping[int, int]
@@ -220,7 +221,7 @@ class SqliteStore:
 
     async def outbox(self, group: str, topic: str, partition: int) -> list[OutboxItem]:
         """What a partition's earlier owner left unpublished, in order."""
-        rows = await self._read(
+        rows = await self._rows(
             f"SELECT id, {MESSAGE} FROM outbox WHERE {MINE} ORDER BY id",
             (group, topic, partition),
         )
@@ -230,7 +231,7 @@ class SqliteStore:
         self, group: str | None = None, topic: str | None = None
     ) -> list[PartitionStatus]:
         """Partition rows, optionally of one group or topic."""
-        rows = await self._read(
+        rows = await self._rows(
             """SELECT consumer_group, topic, partition, token, owner, heartbeat, sequence,
                 checkpoint FROM partitions
                 WHERE consumer_group = coalesce(?, consumer_group) AND topic = coalesce(?, topic)
@@ -255,6 +256,53 @@ class SqliteStore:
 
         await self._write(run)
 
+    async def write_bars(self, batches: Sequence[BarBatch]) -> WriteCounts:
+        """Upsert bars in one transaction, by the same rules as `commit`; no one is told of them.
+
+        Raises:
+            RejectedError: a row can never be stored; nothing was written.
+        """
+        now = self._clock.now_ns()
+        return await self._write(lambda db: write_all_bars(db, batches, now))
+
+    async def upsert(self, table: Table, rows: Sequence[Any]) -> WriteCounts:
+        """Insert rows, or update those that differ from what is stored, in one transaction.
+
+        Raises:
+            RejectedError: a row can never be stored; nothing was written.
+        """
+        now = self._clock.now_ns()
+        return await self._write(lambda db: upsert_rows(db, table, rows, now))
+
+    async def replace(self, table: Table, old: Any, new: Any) -> bool:
+        """Put `new` in the place of `old`, which has the same key, if it is still stored so."""
+        now = self._clock.now_ns()
+        return await self._write(lambda db: replace_row(db, table, old, new, now))
+
+    async def select(self, what: Select) -> pl.DataFrame:
+        """The rows as a frame: texts and JSON as String, times as Datetime("ns", "UTC")."""
+        return await self._read(lambda db: select(db, what))
+
+    async def scan(self, what: Select, rows_max: int = 100_000) -> AsyncGenerator[pl.DataFrame]:
+        """The same rows in frames of at most `rows_max`, all as of one moment."""
+        statement = query(what)
+        self._require_same_file()
+        loop = asyncio.get_running_loop()
+        scanning = ThreadPoolExecutor(1, "store-scan")
+        try:
+            db = await loop.run_in_executor(scanning, connect, self._path, _APPLICATION_ID)
+            try:
+                with translated(self._path):
+                    db.execute("PRAGMA temp_store=FILE")  # sorting may take more than memory
+                    cursor = await loop.run_in_executor(scanning, db.execute, *statement)
+                    while rows := await loop.run_in_executor(scanning, cursor.fetchmany, rows_max):
+                        yield frame(what.table, rows)
+            finally:
+                db.interrupt()
+                scanning.submit(db.close)  # once what it was doing is over
+        finally:
+            scanning.shutdown(wait=False)
+
     async def bars(
         self,
         symbol: str | None = None,
@@ -264,30 +312,33 @@ class SqliteStore:
         end: int | None = None,
     ) -> pl.DataFrame:
         """Bars with start <= ts < end (UTC ns), ordered by key; None means any."""
-        import polars as pl
-
         wanted = {"symbol": symbol, "interval": interval, "provider": provider}
-        terms = [f"{name} = ?" for name, value in wanted.items() if value is not None]
-        terms += [f"ts {op} ?" for op, at in ((">=", start), ("<", end)) if at is not None]
-        values = [v for v in (*wanted.values(), start, end) if v is not None]
-        where = f"WHERE {' AND '.join(terms)}" if terms else ""
-        rows = await self._read(
-            f"SELECT {_BAR_COLUMNS} FROM bars_ohlcv {where} ORDER BY 1, 2, 3, 4",
-            values,
-        )
-        names = _BAR_COLUMNS.split(", ")
-        types: dict[str, Any] = dict.fromkeys(names, pl.Float64)
-        types |= dict.fromkeys(("provider", "symbol", "interval", "state"), pl.String)
-        types |= dict.fromkeys(("ts", "created_at", "updated_at", "trade_count"), pl.Int64)
-        frame = pl.DataFrame(rows, schema=types, orient="row")
-        moments = [
-            pl.col(c).cast(pl.Datetime("ns", "UTC")) for c in ("ts", "created_at", "updated_at")
-        ]
-        return frame.with_columns(moments)
+        where = {name: [value] for name, value in wanted.items() if value is not None}
+        return await self.select(Select(BARS, where, start, end))
+
+    async def retain(self, table: Table, before: int, interval: str | None = None) -> int:
+        """Delete rows whose time is before `before` (UTC ns), a bounded number at a time."""
+        rest = await self._read(lambda db: stretches(db, table, interval))
+        deleted = 0
+        while rest:
+            deleted += await self._write(lambda db: delete_some(db, table, before, rest))
+        return deleted
+
+    async def ping(self) -> None:
+        """Return if the file can be written; raises TransientError if it cannot."""
+        await self._write(lambda _: None)
+
+    async def inspect(self) -> StoreStatus:
+        """How the store stands."""
+        return await self._read(lambda db: inspect(db, self._path))
+
+    async def policies(self) -> list[Policy]:
+        """The views of wider bars; nothing else is done by the file itself."""
+        return await self._read(policies)
 
     async def gaps(self) -> list[Gap]:
         """The gap ledger, in the order of its entries."""
-        rows = await self._read(
+        rows = await self._rows(
             "SELECT provider, symbol, from_ts, to_ts, cause, detail, state FROM gaps ORDER BY id"
         )
         return [Gap(*row) for row in rows]
@@ -301,12 +352,6 @@ class SqliteStore:
             self._folding.shutdown()
             for db in (self._folder, self._reader, self._db):
                 db.close()
-
-
-def _statements(script: str) -> list[str]:
-    """The statements of a migration (none of ours holds a semicolon inside)."""
-    lines = [line for line in script.splitlines() if not line.lstrip().startswith("--")]
-    return [s.strip() for s in "\n".join(lines).split(";") if s.strip()]
 
 
 def _open(uri: str, clock: Clock) -> SqliteStore:

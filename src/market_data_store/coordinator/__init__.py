@@ -1,5 +1,6 @@
 """Batched, patient writing: queue, workers, retries, circuit breaker, dead letters, feedback."""
 
+from market_data_store.coordinator._dlq_lines import DeadLine, Selection
 from market_data_store.coordinator.coordinator import UnwrittenError, WriteCoordinator
 from market_data_store.coordinator.dead_letter import DeadLetterQueue, DeadRecord
 from market_data_store.coordinator.feedback import (
@@ -20,12 +21,14 @@ __all__ = [
     "CoordinatorHealth",
     "CoordinatorRuntimeSettings",
     "DeadLetterQueue",
+    "DeadLine",
     "DeadRecord",
     "FeedbackBus",
     "FeedbackSink",
     "HttpFeedbackBroadcaster",
     "QueueFullError",
     "RetryPolicy",
+    "Selection",
     "Sink",
     "UnwrittenError",
     "WriteCoordinator",

@@ -8,7 +8,8 @@
     bars.ndjson.lock               whoever adds, moves or removes lines holds it
 
 Every step leaves each line in at least one file. A process that dies between two steps leaves it
-in two of them, so lines are handed out at least once.
+in two of them; whoever takes back what it had in hand keeps one line of each id. Lines are handed
+out at least once.
 """
 
 from __future__ import annotations
@@ -86,6 +87,22 @@ class DlqFiles:
         with self._locked():
             self._reclaim()
             return [line for file in self._files() for line in _lines(file)]
+
+    def exist(self) -> bool:
+        """Whether there is any file of the queue; its lock stays when all lines have gone."""
+        folder = self.path.parent
+        beside = (".inflight-", ".lock")
+        return folder.is_dir() and bool(
+            [*self._files(), *(f for e in beside for f in self._beside(e))]
+        )
+
+    def handed_out(self) -> int:
+        """How many lines living processes have in hand."""
+        if not self.path.parent.is_dir():
+            return 0
+        with self._locked():
+            self._reclaim()
+            return sum(len(self._open_leases(file)) for file in self._beside(".inflight-"))
 
     def leased(self) -> int:
         """How many lines this object has handed out and not got back."""
@@ -192,21 +209,26 @@ class DlqFiles:
             fd = os.open(file, os.O_RDONLY)
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                # A line that is cut off was not handed out: it is still where it came from.
-                lines = file.read_bytes().split(b"\n")[:-1]
-                ended = {line[1:].decode() for line in lines if line.startswith(LEASE_END)}
-                left = [
-                    line
-                    for line in lines
-                    if not line.startswith(LEASE_END) and self._id_of(line) not in ended
-                ]
-                if left:
-                    self._append(left)
+                if left := self._open_leases(file):
+                    there = {self._id_of(line) for old in self._files() for line in _lines(old)}
+                    if back := [line for line_id, line in left.items() if line_id not in there]:
+                        self._append(back)
                 file.unlink()
             except BlockingIOError:
                 continue  # its owner lives
             finally:
                 os.close(fd)
+
+    def _open_leases(self, file: Path) -> dict[str | None, bytes]:
+        """The lines of an in-flight file that were not given back or confirmed since, by id."""
+        found: dict[str | None, bytes] = {}
+        # A line that is cut off was not handed out: it is still where it came from.
+        for line in file.read_bytes().split(b"\n")[:-1]:
+            if line.startswith(LEASE_END):
+                found.pop(line[1:].decode(), None)
+            else:
+                found[self._id_of(line)] = line
+        return found
 
     # files
 

@@ -5,59 +5,29 @@ from __future__ import annotations
 import asyncio
 import typing
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
-from itertools import groupby
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Generic, TypeVar
-from uuid import uuid4
 
-import msgspec
 import structlog
 
 from market_data_core.errors import UsageError
-from market_data_core.redaction import redact
 from market_data_store.coordinator._dlq_files import DlqFiles
-from market_data_store.coordinator.item_codec import (
-    UnreadableItems,
-    decode_items,
-    encode_items,
-    type_name,
+from market_data_store.coordinator._dlq_lines import (
+    UNREADABLE,
+    DeadLine,
+    Selection,
+    encode_lines,
+    failed_again,
+    id_of,
+    parse_line,
 )
+from market_data_store.coordinator.item_codec import UnreadableItems, decode_items
 
 T = TypeVar("T")
 log = structlog.get_logger("dead_letter_queue")
-
-_MESSAGE_MAX = 4000
-UNREADABLE = "unreadable"
-"""Reason under which lines are counted that are cut off or damaged."""
-
-
-class _Line(msgspec.Struct, kw_only=True):
-    """One line of the file."""
-
-    v: int = 1
-    id: str
-    ts: datetime
-    reason: str
-    error_type: str
-    error: str
-    metadata: dict[str, Any]
-    type: str
-    encoding: str
-    items: msgspec.Raw
-
-
-_line_encoder = msgspec.json.Encoder(enc_hook=str)
-_line_decoder = msgspec.json.Decoder(_Line)
-
-
-class _Head(msgspec.Struct):
-    id: str
-
-
-_head_decoder = msgspec.json.Decoder(_Head)
 
 
 class LeasedItems(list[T]):
@@ -133,7 +103,7 @@ class DeadLetterQueue(Generic[T]):
             msg = f"DeadLetterQueue: bytes_max is {bytes_max}; give at least 1"
             raise UsageError(msg)
         self.path = Path(path)
-        self._files = DlqFiles(self.path, bytes_max, _id_of)
+        self._files = DlqFiles(self.path, bytes_max, id_of)
 
     async def save(
         self,
@@ -163,7 +133,9 @@ class DeadLetterQueue(Generic[T]):
         Raises:
             OSError: as for :meth:`save`.
         """
-        lines = [line for items, error in failed for line in _encode(items, error, metadata or {})]
+        lines = [
+            line for items, error in failed for line in encode_lines(items, error, metadata or {})
+        ]
         if not lines:
             return
         try:
@@ -173,13 +145,18 @@ class DeadLetterQueue(Generic[T]):
             raise
 
     async def replay(
-        self, count: int = 100, *, wanted: Callable[[DeadRecord[T]], bool] | None = None
+        self,
+        count: int = 100,
+        *,
+        wanted: Callable[[DeadRecord[T]], bool] | None = None,
+        ids: Collection[str] | None = None,
     ) -> list[DeadRecord[T]]:
         """Hand out the oldest records that nobody else has; see the class for what follows.
 
         Args:
             count: at most so many.
             wanted: which of them; None for any.
+            ids: only these; None for any.
 
         Records that cannot be read, or whose items were kept for a person only, stay in the
         file and are logged.
@@ -189,6 +166,8 @@ class DeadLetterQueue(Generic[T]):
 
         def choose(line: bytes) -> bool:
             nonlocal unreadable
+            if ids is not None and id_of(line) not in ids:
+                return False
             record = self._decode(line)
             if record is None:
                 unreadable += 1
@@ -210,6 +189,47 @@ class DeadLetterQueue(Generic[T]):
         """Put records that were handed out back, at the end; others have no effect."""
         await asyncio.to_thread(self._files.give_back, [record.line for record in records])
 
+    async def set_aside_again(
+        self,
+        record: DeadRecord[T],
+        items: Sequence[T],
+        error: BaseException,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Put a record that was handed out back, at the end, with what of it failed again and why.
+
+        Its id and time stay; whenever the process dies, one record of that id is left. No effect
+        if the record is not handed out.
+
+        Args:
+            record: which.
+            items: those of its items that were not written; at least one.
+            error: why.
+            metadata: added to the record's; ``reason`` replaces its reason.
+
+        Raises:
+            OSError: the disk is full or the file cannot be written; it is still handed out.
+        """
+        line = failed_again(record.line, items, error, metadata or {})
+        await asyncio.to_thread(self._files.give_back, [line])
+
+    async def lines(self, wanted: Selection | None = None) -> list[DeadLine]:
+        """Records as they stand in the file, oldest first, their items not yet read.
+
+        Those that are handed out are not seen; damaged lines are left out.
+        """
+        found = map(parse_line, await asyncio.to_thread(self._files.lines))
+        wanted = wanted or Selection()
+        return [line for line in found if line is not None and wanted.fits(line)]
+
+    def exists(self) -> bool:
+        """Whether anything was ever kept here, also if it has gone since."""
+        return self._files.exist()
+
+    async def handed_out(self) -> int:
+        """Records that living processes, this one included, have in hand."""
+        return await asyncio.to_thread(self._files.handed_out)
+
     async def records(self, limit: int | None = None) -> list[DeadRecord[T]]:
         """The oldest records without handing them out; those that are handed out are not seen."""
         lines = await asyncio.to_thread(self._files.lines)
@@ -219,7 +239,7 @@ class DeadLetterQueue(Generic[T]):
     async def counts(self) -> dict[str, int]:
         """Records by reason; ``unreadable`` for lines that are damaged."""
         lines = await asyncio.to_thread(self._files.lines)
-        found = Counter(line.reason if (line := _parse(raw)) else UNREADABLE for raw in lines)
+        found = Counter(line.reason if (line := parse_line(raw)) else UNREADABLE for raw in lines)
         return dict(found.most_common())
 
     async def purge(
@@ -227,6 +247,8 @@ class DeadLetterQueue(Generic[T]):
         *,
         ids: Sequence[str] | None = None,
         reason: str | None = None,
+        type: str | None = None,
+        since: datetime | None = None,
         before: datetime | None = None,
         everything: bool = False,
         dry_run: bool = False,
@@ -236,6 +258,8 @@ class DeadLetterQueue(Generic[T]):
         Args:
             ids: only these.
             reason: only of this reason; ``unreadable`` for lines that are damaged.
+            type: only of items of this type: its name, qualified or not.
+            since: only those saved then or later; has a time zone.
             before: only those saved earlier; has a time zone.
             everything: has to be said where nothing else is given.
             dry_run: only count.
@@ -246,21 +270,17 @@ class DeadLetterQueue(Generic[T]):
         Raises:
             UsageError: nothing was selected.
         """
-        if ids is None and reason is None and before is None and not everything:
-            msg = "purge: give ids, reason or before, or everything=True"
+        chosen = Selection(None if ids is None else frozenset(ids), reason, type, since, before)
+        if chosen == Selection() and not everything:
+            msg = "purge: give ids, reason, type, since or before, or everything=True"
             raise UsageError(msg)
-        if before is not None and before.tzinfo is None:
-            msg = f"purge: before={before} has no time zone; give datetime(…, tzinfo=UTC)"
-            raise UsageError(msg)
-        wanted_ids = None if ids is None else frozenset(ids)
+        for name, when in (("since", since), ("before", before)):
+            if when is not None and when.tzinfo is None:
+                msg = f"purge: {name}={when} has no time zone; give datetime(…, tzinfo=UTC)"
+                raise UsageError(msg)
 
         def unwanted(raw: bytes) -> bool:
-            line = _parse(raw)
-            return (
-                (wanted_ids is None or (line is not None and line.id in wanted_ids))
-                and (reason is None or reason == (line.reason if line else UNREADABLE))
-                and (before is None or (line is not None and line.ts < before))
-            )
+            return chosen.fits(parse_line(raw))
 
         if dry_run:
             lines = await asyncio.to_thread(self._files.lines)
@@ -278,7 +298,7 @@ class DeadLetterQueue(Generic[T]):
         return replace(record, items=items)
 
     def _decode(self, raw: bytes) -> DeadRecord[T] | None:
-        line = _parse(raw)
+        line = parse_line(raw)
         if line is None:
             return None
         try:
@@ -301,38 +321,3 @@ class DeadLetterQueue(Generic[T]):
     def _hint(self) -> type | None:
         arguments = typing.get_args(getattr(self, "__orig_class__", None))
         return arguments[0] if arguments and isinstance(arguments[0], type) else None
-
-
-def _encode(
-    items: Sequence[Any], error: BaseException | str, metadata: Mapping[str, Any]
-) -> Iterator[bytes]:
-    kind = type(error).__name__ if isinstance(error, BaseException) else "str"
-    for _, group in groupby(items, key=type):
-        same = list(group)
-        encoding, text = encode_items(same)
-        line = _Line(
-            id=uuid4().hex,
-            ts=datetime.now(UTC),
-            reason=str(metadata.get("reason", kind)),
-            error_type=kind,
-            error=redact(str(error))[:_MESSAGE_MAX],
-            metadata=dict(metadata),
-            type=type_name(type(same[0])),
-            encoding=encoding,
-            items=msgspec.Raw(text),
-        )
-        yield _line_encoder.encode(line)
-
-
-def _parse(raw: bytes) -> _Line | None:
-    try:
-        return _line_decoder.decode(raw)
-    except (msgspec.MsgspecError, ValueError):
-        return None
-
-
-def _id_of(raw: bytes) -> str | None:
-    try:
-        return _head_decoder.decode(raw).id
-    except (msgspec.MsgspecError, ValueError):
-        return None

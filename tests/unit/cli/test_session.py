@@ -12,18 +12,20 @@ from pathlib import Path
 import pytest
 
 from market_data_core.config import load_config
+from market_data_pipeline.audit import Job
 from market_data_pipeline.cli import _session
 
 _HIDE, _SHOW = b"\x1b[?25l", b"\x1b[?25h"
 _ENDLESS = """
 import asyncio
 from market_data_core.config import load_config
+from market_data_pipeline.audit import Job
 from market_data_pipeline.cli import _session
 
 async def work(flow, stop):
     await asyncio.Event().wait()
 
-_session.execute(load_config(None, {"telemetry.metrics_port": 0}), work, "live")
+_session.execute(load_config(None, {"telemetry.metrics_port": 0}), work, "live", Job("run", "live"))
 """
 
 
@@ -72,5 +74,6 @@ def test_only_runs_that_last_announce_their_metrics(
     async def work(flow: object, stop: object) -> None:
         return
 
-    _session.execute(load_config(None, {"telemetry.metrics_port": port}), work, title)
+    settings = load_config(None, {"telemetry.metrics_port": port})
+    _session.execute(settings, work, title, Job("run", "live"))
     assert served == ([] if expected is None else [expected])

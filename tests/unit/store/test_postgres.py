@@ -268,7 +268,7 @@ async def test_a_bar_that_others_replace_meanwhile(
 def _once_after_looking(
     monkeypatch: pytest.MonkeyPatch, intrude: Callable[[], Awaitable[None]]
 ) -> None:
-    real, done = _postgres_bars._write, False
+    real, done = _postgres_bars._insert, False
 
     async def work(*arguments: Any) -> Any:
         nonlocal done
@@ -277,7 +277,7 @@ def _once_after_looking(
             await intrude()
         return await real(*arguments)
 
-    monkeypatch.setattr(_postgres_bars, "_write", work)
+    monkeypatch.setattr(_postgres_bars, "_insert", work)
 
 
 async def test_new_bars_are_not_looked_up(

@@ -85,5 +85,5 @@ def test_a_part_that_lost_its_order_is_put_in_order() -> None:
     cells: list[bytes | None] = [moments(shuffled)]
     cells += [floats(shuffled + 0.5)] * 6 + [integers(shuffled)]
     cells += [moments(shuffled)] * 2 + [integers(shuffled)]
-    for column in _postgres_read._columns(cells):
+    for column in _postgres_read._arrays(cells):
         assert np.floor(column).tolist() == [1, 2, 3]

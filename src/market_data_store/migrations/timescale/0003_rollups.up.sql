@@ -1,7 +1,8 @@
--- Roll-ups for dashboards: bars_1m has one row a minute for every series, and so on; base_interval
--- tells of which bars. They are refreshed in the background wherever bars were added or replaced,
--- and what is newer is added when they are read. Their sums are float64 sums of rounded bars, so
--- they are no substitute for bars of these lengths computed from the events, which are exact.
+-- Roll-ups for dashboards: the views of these names become continuous aggregates. They are
+-- refreshed in the background wherever bars were added, replaced or deleted, and what is newer is
+-- added when they are read. Their sums are float64 sums of rounded bars, so they are no substitute
+-- for bars of these lengths computed from the events, which are exact. The Apache edition of the
+-- extension has none, and keeps the views.
 DO $$
 DECLARE
     rollup record;
@@ -15,6 +16,7 @@ BEGIN
             ('1h', INTERVAL '1 hour'), ('1d', INTERVAL '1 day')
         ) AS wanted (name, width)
     LOOP
+        EXECUTE format('DROP VIEW IF EXISTS %I', 'bars_' || rollup.name);
         EXECUTE format($view$
             CREATE MATERIALIZED VIEW %I
             WITH (timescaledb.continuous, timescaledb.materialized_only = false) AS

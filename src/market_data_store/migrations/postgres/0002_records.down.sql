@@ -1,0 +1,11 @@
+DROP VIEW IF EXISTS bars_1d;
+DROP VIEW IF EXISTS bars_1h;
+DROP VIEW IF EXISTS bars_5m;
+DROP VIEW IF EXISTS bars_1m;
+DROP FUNCTION mdp_make_rollup_views();
+DROP VIEW job_runs_summary;
+DROP TABLE job_runs;
+DROP TABLE news;
+DROP TABLE fundamentals;
+DROP TABLE options_snap;
+DROP TABLE signals;

@@ -1,0 +1,10 @@
+DROP VIEW bars_1d;
+DROP VIEW bars_1h;
+DROP VIEW bars_5m;
+DROP VIEW bars_1m;
+DROP VIEW job_runs_summary;
+DROP TABLE job_runs;
+DROP TABLE news;
+DROP TABLE fundamentals;
+DROP TABLE options_snap;
+DROP TABLE signals;

@@ -1,0 +1,11 @@
+CREATE TABLE signals_plain (LIKE signals INCLUDING ALL);
+INSERT INTO signals_plain SELECT * FROM signals;
+DROP TABLE signals;
+ALTER TABLE signals_plain RENAME TO signals;
+ALTER INDEX signals_plain_pkey RENAME TO signals_pkey;
+ALTER INDEX signals_plain_ts_idx RENAME TO signals_ts;
+CREATE TABLE options_snap_plain (LIKE options_snap INCLUDING ALL);
+INSERT INTO options_snap_plain SELECT * FROM options_snap;
+DROP TABLE options_snap;
+ALTER TABLE options_snap_plain RENAME TO options_snap;
+ALTER INDEX options_snap_plain_pkey RENAME TO options_snap_pkey;
