@@ -234,6 +234,13 @@ class MicroBatchSettings(SettingsModel):
         le=60_000,
         description="Longest time between two checkpoints under load, in ms.",
     )
+    pending_rows_max: int = Field(
+        default=20_000,
+        ge=1,
+        le=10_000_000,
+        description="Bars that may wait for a commit under way before reading waits too; the "
+        "capacity that feedback is told against.",
+    )
     max_symbols_in_metrics: int = Field(
         default=50,
         ge=0,

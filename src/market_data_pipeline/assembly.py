@@ -20,6 +20,7 @@ from market_data_pipeline.backends import Backends
 from market_data_pipeline.bus import codec
 from market_data_pipeline.observe import Observer
 from market_data_pipeline.producer import Producer, ProducerSettings
+from market_data_pipeline.routing.feedback import FeedbackTopic
 from market_data_pipeline.windows.assigner import WindowSpec
 from market_data_pipeline.windows.checkpoint import Counts
 from market_data_pipeline.windows.history import LaneHistory, RawEvents
@@ -174,6 +175,7 @@ class Assembly:
             max_future_ns=future_ns if live else None,
             retention_ns=int(bus.retention.hours * 3600 * NS_PER_S),
             retention_bytes=bus.retention.max_bytes,
+            pending_rows_max=batch.pending_rows_max,
         )
         raw = RawEvents(self.bus, codec, LETTERS_TOPIC, future_ns, bus.events_topic)
         history = LaneHistory(
@@ -198,6 +200,7 @@ class Assembly:
             self.store,
             _COORDINATOR,
             capacity=settings.pending_rows_max,
+            feedback=[FeedbackTopic(self.bus, sender=self.member)] if live else (),
             timed=observer.store_write,
         )
         return MicroBatcher(

@@ -19,6 +19,9 @@ from market_data_pipeline.backends import Backends
 from market_data_pipeline.lanes import Lanes
 from market_data_pipeline.patience import patient
 from market_data_pipeline.pump import Pump
+from market_data_pipeline.routing.feedback import FeedbackListener
+from market_data_pipeline.routing.rate import RateCoordinator
+from market_data_pipeline.routing.router import ProviderRouter
 
 _DRAIN_S = 10.0
 
@@ -48,25 +51,36 @@ class Flow:
     ) -> int:
         """Write feeds to the live topic until they end or `stop` is set; returns the events.
 
+        They follow the feedback on the bus, whichever process it comes from.
+
         Raises:
             UsageError: a vendor refuses what is asked for.
         """
         info = await self._live_topic()
+        rate = RateCoordinator()
+        router = ProviderRouter(providers, rate)
         tasks: list[asyncio.Task[Any]] = [
-            asyncio.create_task(self._pump(provider, info).run(Subscription(symbols)))
-            for provider in providers.values()
+            asyncio.create_task(
+                self._pump(provider, info).run(router.feed(kind, Subscription(symbols)))
+            )
+            for kind, provider in providers.items()
         ]
-        waiting: asyncio.Task[Any] = asyncio.create_task(stop.wait())
+        listener = FeedbackListener(self._parts.bus, rate.on_feedback)
+        beside: set[asyncio.Task[Any]] = {
+            asyncio.create_task(stop.wait()),
+            asyncio.create_task(listener.run()),
+        }
         try:
             while not stop.is_set() and not all(task.done() for task in tasks):
                 busy = {task for task in tasks if not task.done()}
-                done, _ = await asyncio.wait({*busy, waiting}, return_when=asyncio.FIRST_COMPLETED)
-                for task in done - {waiting}:
+                done, _ = await asyncio.wait(busy | beside, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
                     task.result()  # a feed that can never work ends the run
         finally:
-            for task in (*tasks, waiting):
+            for task in (*tasks, *beside):
                 task.cancel()
             ended = await asyncio.gather(*tasks, return_exceptions=True)
+            await asyncio.gather(*beside, return_exceptions=True)
         for outcome in ended:  # what was taken last may not have been written
             if isinstance(outcome, Exception):
                 raise outcome
@@ -75,7 +89,7 @@ class Flow:
     def _pump(self, provider: LiveProvider, info: TopicInfo) -> Pump:
         producer = self._parts.producer(info, provider.name)
         linger_s = self._parts.settings.bus.linger_ms / 1e3
-        return Pump(provider, producer, linger_s, self._parts.produced)
+        return Pump(producer, linger_s, self._parts.produced)
 
     async def micro_batch(self, stop: asyncio.Event, drain: bool = False) -> Summary:
         """Cut the live topic into windows until `stop` is set.

@@ -297,7 +297,7 @@ async def test_two_coordinators_on_the_same_keys(postgres: Server, tmp_path: Pat
 
     shuffled = random.Random(3).sample(numbers, len(numbers))
     written = await asyncio.gather(write("one", numbers), write("two", shuffled))
-    assert written == [4_000, 4_000]
+    assert tuple(written) == (4_000, 4_000)
     await check_stored(uri, len(numbers))
 
 

@@ -112,6 +112,7 @@ def _batcher(pair: Opened, info: TopicInfo, member: str, poll_bytes: int) -> Mic
         max_future_ns=NS_PER_S,
         retention_ns=24 * 3600 * NS_PER_S,
         retention_bytes=1 << 40,
+        pending_rows_max=20_000,
     )
     bus, store = pair
     observer = Observer(EVENTS, GROUP, member, True, 0)

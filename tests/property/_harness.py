@@ -330,4 +330,5 @@ def batcher_settings(member: str, poll_bytes: int, max_future_ns: int | None) ->
         max_future_ns=max_future_ns,
         retention_ns=10**6 * NS_PER_S,
         retention_bytes=1 << 40,
+        pending_rows_max=20_000,
     )

@@ -1,86 +1,255 @@
-"""A feed that breaks is begun again, ever more slowly."""
+"""A feed that is held back loses nothing, closes no window early, and keeps none open for long."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import pytest
+from prometheus_client import REGISTRY
+from tests.property._harness import EVENTS
+from tests.property._memory import MemoryBus, MemoryStore
+from tests.unit.routing.test_rate import event
 
+from market_data_core.clock import ManualClock
+from market_data_core.config import Settings
 from market_data_core.contracts.provider import FeedState, Item, Subscription
-from market_data_core.errors import TransientError
-from market_data_core.events import Tick
-from market_data_pipeline import pump
-from market_data_pipeline.producer import Producer
-from market_data_pipeline.pump import Backoff, Pump
+from market_data_core.events import EventBatch, Tick
+from market_data_core.feedback import FeedbackLevel
+from market_data_core.records import Mark, Record
+from market_data_core.testing.strategies import START_NS
+from market_data_pipeline import flow as flow_module
+from market_data_pipeline.assembly import Summary
+from market_data_pipeline.backends import Backends
+from market_data_pipeline.bus import codec
+from market_data_pipeline.flow import Flow
+from market_data_pipeline.producer import Producer, ProducerSettings
+from market_data_pipeline.pump import Pump
+from market_data_pipeline.routing import feedback as feedback_module
+from market_data_pipeline.routing.feedback import FeedbackTopic
+from market_data_pipeline.routing.rate import RateCoordinator
+from market_data_pipeline.routing.router import ProviderRouter
 
-TICK = Tick("SPY", 0, 1.0, 1.0, 0)
+S = 10**9
+ENOUGH_S = 20.0
+SETTINGS = Settings.model_validate(
+    {
+        "bus": {"partitions": 2, "linger_ms": 0},
+        "micro_batch": {
+            "window_ms": 1000,
+            "allow_late_ms": 0,
+            "max_future_ms": 1000,
+            "revise_horizon_ms": 1001,
+            "flush_timeout_ms": 1000,
+        },
+    }
+)
 
 
-def test_pauses_double_up_to_a_bound_and_are_drawn() -> None:
-    backoff = Backoff()
-    pauses = [backoff.pause_s(0.0) for _ in range(12)]
-    limits = [min(0.2 * 2**n, 30.0) for n in range(12)]
-    assert all(lim / 2 <= p <= lim for p, lim in zip(pauses, limits, strict=True))
-    assert limits[-1] == 30.0
-    assert len({Backoff().pause_s(0.0) for _ in range(20)}) > 1
+def tick(at_s: float, seq: int = 0) -> Tick:
+    return Tick("SPY", START_NS + round(at_s * S), 1.0, 1.0, seq)
 
 
-def test_only_a_good_minute_begins_anew() -> None:
-    backoff = Backoff()
-    for _ in range(10):
-        backoff.pause_s(0.0)
-    assert backoff.pause_s(59.0) >= 15.0
-    assert backoff.pause_s(60.0) <= 0.2
-    assert 0.2 <= backoff.pause_s(0.0) <= 0.4
+class Feed:
+    """Yields what is put in."""
+
+    name = "one"
+
+    def __init__(self) -> None:
+        self._items: asyncio.Queue[Item] = asyncio.Queue()
+        self.asked = 0
+
+    def put(self, *items: Item) -> None:
+        for item in items:
+            self._items.put_nowait(item)
+
+    async def stream(self, _: Subscription) -> AsyncIterator[Item]:
+        while True:
+            self.asked += 1
+            yield await self._items.get()
 
 
-class Broken:
-    """A feed of which every connection yields some items and breaks."""
+class WatchedBus(MemoryBus):
+    """Counts how often its events were looked at."""
 
-    name = "broken"
+    polls = 0
 
-    def __init__(self, *lives: list[Item]) -> None:
-        self._lives = list(lives)
+    async def poll(
+        self, topic: str, positions: Mapping[int, int], max_bytes: int, timeout_s: float
+    ) -> dict[int, list[Record]]:
+        self.polls += topic == EVENTS
+        return await super().poll(topic, positions, max_bytes, timeout_s)
 
-    async def stream(self, subscription: Subscription) -> AsyncIterator[Item]:
-        assert subscription == Subscription()
-        if not self._lives:
+
+@dataclass
+class Running:
+    """A live run in memory, with what happens to it from outside."""
+
+    flow: Flow
+    bus: WatchedBus
+    feed: Feed
+    clock: ManualClock
+    told: int = field(default=0)
+
+    async def feedback(self, level: FeedbackLevel) -> None:
+        """Tell it, and again, as a coordinator does, until it is followed."""
+        topic = FeedbackTopic(self.bus, clock=self.clock)
+        async with asyncio.timeout(ENOUGH_S):
+            while self.scale != {"ok": 1.0, "soft": 0.5, "hard": 0.0}[level]:
+                self.told += 1
+                await topic.publish(event(level, at_s=self.told))
+                await asyncio.sleep(0.01)
+
+    async def until(self, what: str, reached: object = True) -> None:
+        async with asyncio.timeout(ENOUGH_S):
+            while getattr(self, what) != reached:
+                await asyncio.sleep(0.001)
+
+    @property
+    def received(self) -> int:
+        return self.flow.progress.counts.received
+
+    @property
+    def stored(self) -> int:
+        return self.flow.progress.counts.stored
+
+    @property
+    def scale(self) -> float | None:
+        return REGISTRY.get_sample_value("pipeline_rate_scale_factor", {"provider": "kind"})
+
+    @property
+    def paused(self) -> bool:
+        """Whether the last thing said about the feed everywhere is that it paused."""
+        last = [codec.decode(records[-1].payload) for records in self.bus.records(EVENTS)]
+        return all(isinstance(item, Mark) and item.kind == "pause" for item in last)
+
+    async def looked(self) -> None:
+        """The worker has looked at the log a few times more."""
+        seen = self.bus.polls
+        async with asyncio.timeout(ENOUGH_S):
+            while self.bus.polls < seen + 5:
+                await asyncio.sleep(0.001)
+
+
+@asynccontextmanager
+async def live(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[tuple[Running, list[Summary]]]:
+    monkeypatch.setattr(feedback_module, "_LOOK_EVERY_S", 0.001)
+    clock = ManualClock(START_NS)
+    bus, feed, stop = WatchedBus(clock), Feed(), asyncio.Event()
+    flow = Flow(SETTINGS, Backends(bus, cast("Any", MemoryStore(clock)), clock))
+    running = asyncio.create_task(flow.live({"kind": feed}, (), stop))
+    ended: list[Summary] = []
+    try:
+        yield Running(flow, bus, feed, clock), ended
+        stop.set()
+        ended.append(await asyncio.wait_for(running, ENOUGH_S))
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+
+async def test_a_hold_that_outlasts_the_flush_timeout_makes_no_event_late(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with live(monkeypatch) as (run, ended):
+        run.feed.put(tick(0.1))
+        await run.until("received", 1)
+        await run.feedback("hard")
+        run.feed.put(tick(0.2), tick(0.3), tick(30.0))  # the first is taken: it was asked for
+        await run.until("paused")
+        assert run.bus.heads[EVENTS, 0][1] + run.bus.heads[EVENTS, 1][1] == 2
+        for _ in range(5):
+            run.clock.advance(6 * S)
+            await run.looked()
+        assert run.paused  # nobody has said that the silence lasts too long
+        assert run.feed.asked == 2
+        await run.feedback("ok")
+        await run.until("received", 4)
+    counts = ended[0].counts
+    assert (counts.late, counts.stored, counts.open) == (0, 3, 1)
+    assert ended[0].written.updated == 0  # nor was a bar restated
+
+
+async def test_silence_counts_again_once_a_feed_was_released(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with live(monkeypatch) as (run, _):
+        run.feed.put(tick(0.1))
+        await run.until("received", 1)
+        await run.feedback("hard")
+        run.feed.put(tick(0.2))
+        await run.until("paused")
+        run.clock.advance(6 * S)
+        await run.looked()
+        await run.feedback("ok")
+        await run.until("paused", reached=False)
+        assert run.stored == 0
+        run.clock.advance(6 * S)
+        await run.until("stored", 2)  # though the feed has said nothing more
+
+
+async def test_a_held_run_that_is_stopped_has_written_what_it_took(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with live(monkeypatch) as (run, ended):
+        await run.feedback("soft")
+        await run.feedback("hard")
+        run.feed.put(tick(0.1), tick(0.2))
+        await run.until("received", 1)
+    assert ended[0].counts.received == 1
+    assert ended[0].counts.holds()
+
+
+async def test_a_listener_that_fails_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Failing:
+        def __init__(self, *_: object) -> None:
             return
-        for item in self._lives.pop(0):
-            yield item
-        raise TransientError("gone")
+
+        async def run(self) -> None:
+            raise RuntimeError("a bug")
+
+    monkeypatch.setattr(flow_module, "FeedbackListener", Failing)
+    clock = ManualClock(START_NS)
+    flow = Flow(SETTINGS, Backends(MemoryBus(clock), cast("Any", MemoryStore(clock)), clock))
+    with pytest.raises(RuntimeError, match="a bug"):
+        await asyncio.wait_for(flow.produce({"kind": Feed()}, (), asyncio.Event()), ENOUGH_S)
 
 
-class Quiet:
-    """A producer that keeps nothing."""
-
-    full = False
-
-    def add(self, item: Item) -> None:
-        assert item is TICK
-
-    async def flush(self) -> None:
-        return
-
-    async def pause(self) -> None:
-        return
+# ---- the pump alone --------------------------------------------------------------------------
 
 
-async def test_a_feed_is_served_from_its_first_item_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    served: list[float] = []
+async def test_marks_surround_what_is_held() -> None:
+    bus, feed, rate = MemoryBus(ManualClock(START_NS)), Feed(), RateCoordinator()
+    info = await bus.create_topic(EVENTS, 1)
+    settings = ProducerSettings("columnar", 1_000, S, S, 0, "memory")
+    pump = Pump(Producer(bus, codec, info, "one", settings, bus.clock), 60.0, lambda _: None)
+    pumping = asyncio.create_task(pump.run(ProviderRouter([feed], rate).feed("one")))
+    found: list[str] = []
 
-    def pause_s(self: Backoff, served_s: float) -> float:
-        served.append(served_s)
-        return 0.0
+    async def until(count: int) -> list[str]:
+        async with asyncio.timeout(ENOUGH_S):
+            while len(found) < count:
+                await asyncio.sleep(0)
+                items = [codec.decode(record.payload) for record in bus.records(EVENTS)[0]]
+                found[:] = [
+                    str(i.src_ts[0] - START_NS) if isinstance(i, EventBatch) else i.kind
+                    for i in items
+                    if isinstance(i, EventBatch | Mark)
+                ]
+        return found
 
-    now = iter(range(0, 10_000, 100))
-    monkeypatch.setattr(Backoff, "pause_s", pause_s)
-    monkeypatch.setattr(pump, "monotonic", lambda: float(next(now)))
-    feed = Broken([], [TICK, TICK, TICK], [FeedState("back")])
-    producer = cast("Producer", Quiet())
-    await asyncio.wait_for(
-        Pump(cast("Any", feed), producer, 60.0, lambda _: None)._read(Subscription()), 5
-    )
-    assert served == [0.0, 100.0, 0.0]
+    async with asyncio.timeout(ENOUGH_S):
+        while not feed.asked:
+            await asyncio.sleep(0)
+    await rate.on_feedback(event("hard"))
+    feed.put(tick(0, 1), tick(1, 2), FeedState("away"), FeedState("back"))
+    assert await until(2) == ["0", "pause"]
+    await rate.on_feedback(event("ok", at_s=1))
+    assert await until(5) == ["0", "pause", "progress", str(S), "pause"]
+    await until(6)
+    pumping.cancel()
+    await asyncio.gather(pumping, return_exceptions=True)
+    assert await until(7) == ["0", "pause", "progress", str(S), "pause", "progress", "pause"]

@@ -26,8 +26,6 @@ CONTRACT = {
     "microbatch_window_latency_ms": ("histogram", set()),
     "microbatch_open_windows": ("gauge", set()),
     "store_write_duration_seconds": ("histogram", {"table"}),
-    "store_bars_written_total": ("counter", {"method", "status"}),
-    "store_bars_write_latency_seconds": ("histogram", {"method"}),
     "pipeline_heartbeat_timestamp_seconds": ("gauge", {"component"}),
     "pipeline_events_total": ("counter", {"stage", "outcome"}),
     "pipeline_events_open": ("gauge", set()),

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, TypeVar
 
 from market_data_core.events import EventBatch, Rejected, Tick
+
+Bar_co = TypeVar("Bar_co", covariant=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,9 +24,10 @@ class Subscription:
 
 @dataclass(frozen=True, slots=True)
 class FeedState:
-    """A live provider tells that its connection was lost, paused, or is back.
+    """A feed tells that it was lost, paused or held back, or that it is back.
 
-    While a feed is away its silence says nothing about the market, so windows stay open.
+    While a feed is away its silence says nothing about the market, so windows stay open. When it
+    is back, what it yields begins after everything that it yielded before.
     """
 
     state: Literal["away", "back"]
@@ -48,6 +51,25 @@ class LiveProvider(Protocol):
         Raises:
             TransientError: the connection is lost for longer than the provider retries.
             UsageError: the vendor refuses the subscription or the credentials.
+        """
+        ...
+
+
+class BarProvider(Protocol[Bar_co]):
+    """A feed of a vendor's finished bars, for use from Python: ``mds_client.models.Bar`` rows.
+
+    Attributes:
+        name: the provider name that its bars bear.
+    """
+
+    name: str
+
+    def stream_bars(self, symbols: Sequence[str]) -> AsyncIterator[Bar_co]:
+        """Yield the bars of upper-case `symbols` as they come; none of them: all there are.
+
+        Raises:
+            TransientError: the connection is lost for longer than the provider retries.
+            UsageError: the vendor refuses the symbols or the credentials.
         """
         ...
 

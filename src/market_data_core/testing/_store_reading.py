@@ -225,7 +225,7 @@ class StoreReadingSuite:
         assert seen == by_key(SIGNALS, rows)
         assert await read(store, SIGNALS) == by_key(SIGNALS, changed)
         for _ in range(20):
-            async with aclosing(store.scan(Select(SIGNALS), 1)) as parts:  # type: ignore[type-var]
+            async with aclosing(store.scan(Select(SIGNALS), 1)) as parts:
                 async for part in parts:
                     assert len(part) == 1
                     break

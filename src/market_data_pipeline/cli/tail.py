@@ -77,9 +77,11 @@ async def _wait_for(bus: Bus, settings: Settings, name: str) -> None:
     """A topic that a stage will create is waited for, so that tail can be started first."""
     import asyncio
 
+    from market_data_core.feedback import FEEDBACK_TOPIC
     from market_data_pipeline.assembly import LETTERS_TOPIC
 
-    if name in (settings.bus.events_topic, settings.bus.bars_topic, LETTERS_TOPIC):
+    made = (settings.bus.events_topic, settings.bus.bars_topic, LETTERS_TOPIC, FEEDBACK_TOPIC)
+    if name in made:
         while await bus.find_topic(name) is None:  # noqa: ASYNC110  (another process makes it)
             await asyncio.sleep(_FOLLOW_S)
 
@@ -192,6 +194,10 @@ def _items(record: Record) -> Iterator[tuple[Any, str]]:
             return
         item = codec.decode(payload)
     except RejectedError as error:
+        told = _feedback(payload)
+        if told:
+            yield told, ""
+            return
         item = Rejected(error.reason, str(error), payload)
     if isinstance(item, EventBatch):
         yield from ((event, event.symbol) for event in item.events())
@@ -202,6 +208,19 @@ def _items(record: Record) -> Iterator[tuple[Any, str]]:
         yield {"rejected": {**fields, "original": _text(item.original)}}, ""
     else:
         yield {"mark": item}, ""
+
+
+def _feedback(payload: bytes) -> dict[str, Any] | None:
+    from msgspec import to_builtins
+
+    from market_data_core.errors import RejectedError
+    from market_data_core.feedback import decode_feedback
+
+    try:
+        told: dict[str, Any] = to_builtins(decode_feedback(payload))
+    except RejectedError:
+        return None
+    return told
 
 
 def _bars(batch: Any, version: int) -> Iterator[tuple[dict[str, object], str]]:

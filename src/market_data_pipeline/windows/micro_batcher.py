@@ -29,13 +29,13 @@ from market_data_pipeline.windows.checkpoint import Counts, decode_checkpoint
 from market_data_pipeline.windows.group import PartitionGroup, Topics
 from market_data_pipeline.windows.partition import Partition
 from market_data_pipeline.windows.recovery import Recovered, recover, tell_losses
+from market_data_pipeline.windows.retention import Retention
 from market_data_pipeline.windows.settings import BatcherSettings, History
 from market_data_pipeline.windows.writer import GroupWriter
 
 log = structlog.get_logger("micro_batcher")
 
 _TICK_S = 0.02
-_RETAIN_EVERY_S = 60.0
 
 
 class MicroBatcher:
@@ -85,7 +85,9 @@ class MicroBatcher:
         self._owned: dict[int, Partition] = {}
         self._known_to: dict[tuple[int, str], int] = {}
         self._committing: asyncio.Task[None] | None = None
-        self._beat_at = self._commit_at = self._retain_at = 0.0
+        self._beating: asyncio.Task[list[str]] | None = None
+        self._retention = Retention(bus, info, self._topics, settings, clock)
+        self._beat_at = self._commit_at = 0.0
         self._before: dict[int, int] = {}
         self.written = WriteCounts()
         self.span: tuple[int, int] | None = None
@@ -142,14 +144,16 @@ class MicroBatcher:
             busy = await self._read()
             await self._decide(busy)
             await self._mark_idle()
-            await self._retain()
+            await self._retention.trim(self._owned)
         await self._commit(list(self._owned.values()))
         await self._settle_commit()
         await self._writer.tidy()
 
     async def _leave(self) -> None:
-        if self._committing:
-            await asyncio.gather(self._committing, return_exceptions=True)
+        if self._beating:
+            self._beating.cancel()
+        left = [task for task in (self._committing, self._beating) if task]
+        await asyncio.gather(*left, return_exceptions=True)
         try:
             await self._store.leave(self._settings.group, self._info.name, self._settings.member)
         except TransientError as error:  # the lease will run out instead
@@ -158,15 +162,22 @@ class MicroBatcher:
     # ---- ownership -------------------------------------------------------------------------
 
     async def _rebalance(self) -> None:
+        """Give a sign of life now and then, and take the worker's share of the partitions.
+
+        Nothing waits for the answer: while the store is away, reading goes on until what waits
+        for it has reached its bound. Commits are fenced, whatever became of the lease meanwhile.
+        """
         now, s = time.monotonic(), self._settings
-        if now < self._beat_at:
+        if self._beating is None:
+            if now < self._beat_at:
+                return
+            self._beat_at = now + s.lease_ns / 6e9
+            self._observer.alive(self._clock.now_ns(), self.open_windows)
+            self._beating = asyncio.create_task(self._beat())
+        if self._owned and not self._beating.done():
             return
-        self._beat_at = now + s.lease_ns / 6e9
-        self._observer.alive(self._clock.now_ns(), self.open_windows)
-        tokens = {p: part.claim.token for p, part in self._owned.items()}
-        members = await self._writer.retry(
-            lambda: self._store.heartbeat(s.group, self._info.name, s.member, s.lease_ns, tokens)
-        )
+        beating, self._beating = self._beating, None
+        members = await beating
         share, rest = divmod(self._info.partitions, len(members))
         quota = share + (members.index(s.member) < rest)
         if len(self._owned) > quota:
@@ -174,6 +185,13 @@ class MicroBatcher:
                 await self._release(number)
         elif len(self._owned) < quota:
             await self._claim_free(quota - len(self._owned))
+
+    async def _beat(self) -> list[str]:
+        s = self._settings
+        tokens = {p: part.claim.token for p, part in self._owned.items()}
+        return await self._writer.retry(
+            lambda: self._store.heartbeat(s.group, self._info.name, s.member, s.lease_ns, tokens)
+        )
 
     async def _release(self, number: int) -> None:
         await self._commit([p for p in (self._owned.get(number),) if p])
@@ -269,7 +287,9 @@ class MicroBatcher:
         now = time.monotonic()
         ready = [p for p in self._owned.values() if p.dirty]
         due = now >= self._commit_at or any(p.has_output or p.ended for p in ready)
-        free = self._committing is None or self._committing.done() or not busy
+        if ready and due and self._committing and not busy:  # nothing better to do than to wait
+            await asyncio.wait({self._committing}, timeout=_TICK_S)
+        free = self._committing is None or self._committing.done()
         # a store that is slow or down must not let bars pile up here: then reading waits
         pending = sum(p.pending_rows for p in ready)
         self._commits.hold(pending)
@@ -372,22 +392,3 @@ class MicroBatcher:
             first, last = int(batch.ts.min()), int(batch.ts.max())
             low, high = self.span or (first, last)
             self.span = min(low, first), max(high, last)
-
-    async def _retain(self) -> None:
-        """Forget records that are old enough: of events, those that every window has passed."""
-        now, s = time.monotonic(), self._settings
-        if now < self._retain_at or not s.live:
-            return
-        self._retain_at = now + _RETAIN_EVERY_S
-        before = self._clock.now_ns() - s.retention_ns
-        read = {(self._info.name, n): p.committed_resume for n, p in self._owned.items()}
-        try:
-            if 0 in self._owned:  # one worker is enough for what nobody has to have read
-                for name in (self._topics.bars, self._topics.letters):
-                    info = await self._bus.find_topic(name)
-                    for number in range(info.partitions if info else 0):
-                        read[name, number] = (await self._bus.bounds(name, number)).next
-            for (name, number), resume in read.items():
-                await self._bus.trim(name, number, resume, before, s.retention_bytes)
-        except TransientError as error:  # the next round tries again
-            log.warning("the log could not be trimmed", error=str(error))

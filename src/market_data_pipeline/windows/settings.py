@@ -34,7 +34,7 @@ class BatcherSettings:
     max_future_ns: int | None
     retention_ns: int
     retention_bytes: int
-    pending_rows_max: int = 20_000
+    pending_rows_max: int
 
     @property
     def live(self) -> bool:

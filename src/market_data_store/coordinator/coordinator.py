@@ -68,8 +68,8 @@ class WriteCoordinator(Intake[T]):
         drop_callback: gets each item that overflow drops, before `submit` returns.
         on_backpressure_high: called without arguments when the queue becomes high.
         on_backpressure_low: called when it is low again.
-        dlq: where rows go that can never be written: a queue or a path; by default
-            ``.dlq/<coord_id>.ndjson``.
+        dlq: where rows go that can never be written: a queue or a path (by default
+            ``.dlq/<coord_id>.ndjson``), or something else that keeps them.
         coord_id: name in metrics, logs and feedback.
         drain_timeout: seconds.
         feedback: one or several sinks of feedback events.
@@ -132,7 +132,7 @@ class WriteCoordinator(Intake[T]):
         )
         if dlq is None or isinstance(dlq, str | Path):
             dlq = DeadLetterQueue[T](dlq or f".dlq/{coord_id}.ndjson")
-        self.dlq: DeadLetters[T] = dlq
+        self._letters: DeadLetters[T] = dlq
         self._drain_timeout = drain_timeout
         self._breaker = circuit_breaker or CircuitBreaker()
         self._workers = self._make_workers(sink, retry_policy or RetryPolicy())
@@ -152,8 +152,22 @@ class WriteCoordinator(Intake[T]):
         self._started = False
 
     def _make_workers(self, sink: Sink[T], retry: RetryPolicy) -> list[Worker[T]]:
-        shared = (self._queue, sink, retry, self._breaker, self.dlq, self._observer, self._rows_of)
+        shared = (
+            self._queue, sink, retry, self._breaker, self._letters, self._observer, self._rows_of
+        )  # fmt: skip
         return [Worker(number, *shared) for number in range(self._worker_count)]
+
+    @property
+    def dlq(self) -> DeadLetterQueue[T]:
+        """The queue of dead letters.
+
+        Raises:
+            UsageError: they go to something else.
+        """
+        if not isinstance(self._letters, DeadLetterQueue):
+            msg = f"coordinator {self.coord_id!r} keeps no file of dead letters"
+            raise UsageError(msg)
+        return self._letters
 
     async def flush(self) -> None:
         """Return when everything submitted before is stored, set aside, or dropped by overflow."""
@@ -258,12 +272,12 @@ class WriteCoordinator(Intake[T]):
             if left:
                 error = TimeoutError(f"not written within {self._drain_timeout} s of closing")
                 about = {"reason": "shutdown", "coord_id": self.coord_id}
-                await self.dlq.save_all([(left, error)], about)
+                await self._letters.save_all([(left, error)], about)
                 self._observer.set_aside(len(left), "shutdown")
         except Exception as error:
             msg = (
                 f"coordinator {self.coord_id!r}: {len(left)} items could be neither written nor "
-                f"kept in {self.dlq.path}: {error}"
+                f"kept in {self._letters.path}: {error}"
             )
             raise UnwrittenError(msg, left) from error
         finally:
