@@ -121,6 +121,7 @@ class StoreOwningSuite:
     async def test_migrating_is_safe_at_any_time(self, open_store: OpenStore) -> None:
         """At once from many clients, and again over what is stored."""
         stores = [open_store(ManualClock(T0)) for _ in range(5)]
+        assert 0 not in [await store.schema_behind() for store in stores]  # each has seen nothing
         await asyncio.gather(*(store.migrate() for store in stores))
         group = FakeGroup(await claimed(stores[0]), [batch(("A", 0, 1.0, 1))])
         await stores[1].commit([group], [])

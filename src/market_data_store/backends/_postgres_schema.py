@@ -20,13 +20,8 @@ _MIGRATING = 0x6D64702E736368
 
 async def migrate(db: AsyncConnection[Any], name: str) -> None:
     """Take all steps that are missing, inside the open transaction; `name` is the database's."""
-    await _lock(db)
+    await _begin(db)
     for dialect, step in await steps_ahead(db, name):
-        await db.execute(
-            """CREATE TABLE IF NOT EXISTS mdp_schema (dialect text, number integer,
-                name text NOT NULL, applied_at timestamptz NOT NULL DEFAULT now(),
-                PRIMARY KEY (dialect, number))"""
-        )
         await db.execute(step.up.encode())
         await db.execute(
             "INSERT INTO mdp_schema VALUES (%s, %s, %s)", (dialect, step.number, step.name)
@@ -38,7 +33,7 @@ async def migrate_down(db: AsyncConnection[Any], name: str, to: int) -> None:
 
     An extension's steps go before the step of the base that they rest on.
     """
-    await _lock(db)
+    await _begin(db)
     await steps_ahead(db, name)  # refuses what it does not know
     taken = await numbers(db)
     base = [step for step in migrations(BASE) if step.number <= taken.get(BASE, 0)]
@@ -93,6 +88,16 @@ async def numbers(db: AsyncConnection[Any]) -> dict[str, int]:
     return dict(await rows.fetchall())
 
 
-async def _lock(db: AsyncConnection[Any]) -> None:
+async def _begin(db: AsyncConnection[Any]) -> None:
+    """Wait for others that migrate, and see what they have done.
+
+    A session that has looked for a table in vain goes on believing that there is none, until it
+    takes a lock that is not an advisory one; making the table, if need be, takes one.
+    """
     await db.execute("SET LOCAL statement_timeout = 0")
     await db.execute("SELECT pg_advisory_xact_lock(%s)", (_MIGRATING,))
+    await db.execute(
+        """CREATE TABLE IF NOT EXISTS mdp_schema (dialect text, number integer,
+            name text NOT NULL, applied_at timestamptz NOT NULL DEFAULT now(),
+            PRIMARY KEY (dialect, number))"""
+    )
