@@ -76,6 +76,7 @@ class Flow:
                 done, _ = await asyncio.wait(busy | beside, return_when=asyncio.FIRST_COMPLETED)
                 for task in done:
                     task.result()  # a feed that can never work ends the run
+                beside -= done
         finally:
             for task in (*tasks, *beside):
                 task.cancel()

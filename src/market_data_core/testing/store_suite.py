@@ -171,6 +171,22 @@ class StoreSuite(StoreOwningSuite, StoreTablesSuite, StoreReadingSuite):
         assert len(query("SELECT 1 FROM bars_ohlcv_history")) == 1
         assert [item.message.count for item in result.outbox] == [2, 1]
 
+    async def test_a_key_twice_in_a_batch(self, open_store: OpenStore, query: Query) -> None:
+        """The second one is judged by the first, whether that was there before or not."""
+        store = await opened(open_store)
+        group = await started(store)
+        twice = [("A", 0, 1.0, 1), ("A", 0, 1.0, 1), ("B", 0, 1.0, 9), ("B", 0, 2.0, 3)]
+        group, counts = await write(store, group, batch(*twice))
+        assert counts == WriteCounts(inserted=2, unchanged=1, kept=1)
+        found = {("A", 0): (1.0, 1, "final"), ("B", 0): (1.0, 9, "final")}
+        assert await stored(store) == found
+        again = [("A", 0, 5.0, 1), ("A", 0, 1.0, 1), ("A", 0, 1.0, 1)]
+        group, counts = await write(store, group, batch(*again))
+        assert counts == WriteCounts(updated=2, unchanged=1)
+        assert (await stored(store))["A", 0] == (1.0, 1, "revised")
+        history = query("SELECT close FROM bars_ohlcv_history ORDER BY id")
+        assert history == [(1.0,), (5.0,)]
+
     @pytest.mark.parametrize("fresh", [True, False], ids=["all new", "some stored"])
     async def test_poisoned_rows_are_found_and_left_out(
         self, open_store: OpenStore, fresh: bool

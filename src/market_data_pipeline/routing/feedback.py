@@ -10,7 +10,7 @@ import structlog
 
 from market_data_core.clock import Clock, SystemClock
 from market_data_core.contracts.bus import Bus
-from market_data_core.errors import LogLostError, RejectedError
+from market_data_core.errors import DamagedFileError, LogLostError, RejectedError
 from market_data_core.feedback import (
     FEEDBACK_TOPIC,
     FeedbackEvent,
@@ -118,16 +118,20 @@ class FeedbackListener:
     async def run(self) -> None:
         """Listen until cancelled; a bus that does not answer is waited for.
 
-        Earlier events are of no interest: whoever is not ok says so again within seconds.
-
-        Raises:
-            DamagedFileError: what stands in the topic's place is not a readable log.
-            LogLostError: the topic was replaced by another one.
+        Earlier events are of no interest: whoever is not ok says so again within seconds. A topic
+        that cannot be read ends it with an error in the log: no feed should stop for that.
         """
+        try:
+            await self._listen()
+        except DamagedFileError as error:
+            ERRORS.labels("feedback", "not_heard").inc()
+            log.error("feedback is not followed", error=str(error))  # noqa: TRY400
+
+    async def _listen(self) -> None:
         while True:
             await patient(lambda: self._bus.create_topic(self._topic, 1))
-            position = (await patient(lambda: self._bus.bounds(self._topic, 0))).next
             try:
+                position = (await patient(lambda: self._bus.bounds(self._topic, 0))).next
                 await self._follow(position)
             except LogLostError as error:  # dropped or trimmed: its present end will do
                 log.info("feedback is read from the end again", error=str(error))

@@ -184,19 +184,21 @@ class ProviderRouter:
         try:
             while True:
                 first: float | None = None
+                there = False
                 try:
                     if not self._rate.scale(name):
-                        async with aclosing(self._held(name)) as states:
+                        async with aclosing(self._held(name, there)) as states:
                             async for state in states:
                                 yield state
                     async with _closing(begin()) as items:
                         async for item in items:
+                            there = not isinstance(item, FeedState) or item.state == "back"
                             if first is None and not isinstance(item, FeedState):
                                 first = monotonic()
                                 self._say(name, state="running")
                             yield item
                             if not self._rate.take(name, events_in(item)):
-                                async with aclosing(self._held(name)) as states:
+                                async with aclosing(self._held(name, there)) as states:
                                     async for state in states:
                                         yield state
                 except Exception as error:
@@ -214,8 +216,8 @@ class ProviderRouter:
             if self._health[name].state != "failed":
                 self._say(name, state="ended")
 
-    async def _held(self, name: str) -> AsyncGenerator[FeedState]:
-        """Wait until the provider may be read again."""
+    async def _held(self, name: str, there: bool) -> AsyncGenerator[FeedState]:
+        """Wait until the provider may be read again; it is back then if it was `there`."""
         self._say(name, state="held")
         waiting = asyncio.ensure_future(self._rate.wait(name))
         try:
@@ -224,8 +226,9 @@ class ProviderRouter:
                 await asyncio.wait({waiting}, timeout=_SAID_AGAIN_S)
         finally:
             waiting.cancel()
-        self._say(name, state="running")
-        yield _BACK
+        self._say(name, state="running" if there else "away")
+        if there:
+            yield _BACK
 
     def _lost(self, name: str, error: Exception, pause_s: float) -> None:
         expected = isinstance(error, TransientError)

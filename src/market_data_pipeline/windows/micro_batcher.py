@@ -291,7 +291,7 @@ class MicroBatcher:
             await asyncio.wait({self._committing}, timeout=_TICK_S)
         free = self._committing is None or self._committing.done()
         # a store that is slow or down must not let bars pile up here: then reading waits
-        pending = sum(p.pending_rows for p in ready)
+        pending = 0 if free else sum(p.pending_rows for p in ready)
         self._commits.hold(pending)
         full = pending >= self._settings.pending_rows_max
         if ready and due and (free or full):

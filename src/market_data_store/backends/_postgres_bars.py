@@ -46,7 +46,7 @@ _COPY_ROWS_MIN = 200
 _AT_ONCE_MIN = 16
 """For so many series on average it is worth while to look up those of one time together."""
 _SERIES_MAX = 200_000
-_NEVER_US = -(2**63)
+_NEVER_US, _ALWAYS_US = -(2**63), 2**63 - 1
 _ROUNDS_MAX = 20
 _PERMANENT = ("22", "23", "54")
 """SQLSTATE classes of errors that are about the data: they would come again."""
@@ -118,7 +118,8 @@ class Frontier:
             await self._look_up(db, unknown)
         last_us = self._last_us
         starts = spans.start_us.tolist()
-        return all(last_us[one] < start for one, start in zip(series, starts, strict=True))
+        known = zip(series, starts, strict=True)  # unless it was forgotten meanwhile
+        return all(last_us.get(one, _ALWAYS_US) < start for one, start in known)
 
     async def _look_up(self, db: AsyncConnection[Any], series: list[Series]) -> None:
         if len(self._last_us) + len(series) > _SERIES_MAX:

@@ -16,7 +16,7 @@ ROWS_PER_STATEMENT = 200
 _KEY = "provider, symbol, interval, ts"
 _VALUES = "open, high, low, close, volume, vwap, trade_count"
 _COLUMNS = f"{_KEY}, {_VALUES}, state, created_at, updated_at"
-_WIDTH = 14
+_KEY_WIDTH, _WIDTH = 4, 14
 PERMANENT = (
     sqlite3.IntegrityError,
     sqlite3.DataError,
@@ -152,7 +152,36 @@ def _merge(
     only_new: bool,
     out: Written,
 ) -> None:
+    """Compare rows with what is stored, and write those that differ; a key may come again."""
     judged = _judged(db, rows, only_new)
+    starts = _rounds(rows) if judged else [0]
+    if len(starts) == 1:
+        _write_judged(db, rows, judged, at, out)
+        return
+    for first, end in zip(starts, [*starts[1:], len(rows)], strict=True):
+        part = rows[first:end]  # judged again, now that the rows before are stored
+        _write_judged(db, part, _judged(db, part, only_new), at + first, out)
+
+
+def _rounds(rows: Sequence[tuple[Any, ...]]) -> list[int]:
+    """Where to cut, so that no key occurs twice in a part: the first index of each."""
+    starts, seen = [0], set[tuple[Any, ...]]()
+    for i, row in enumerate(rows):
+        key = row[:_KEY_WIDTH]
+        if key in seen:
+            starts.append(i)
+            seen.clear()
+        seen.add(key)
+    return starts
+
+
+def _write_judged(
+    db: sqlite3.Connection,
+    rows: Sequence[tuple[Any, ...]],
+    judged: Sequence[tuple[int, int, int, int]],
+    at: int,
+    out: Written,
+) -> None:
     inserted = [i for i, new, _, _ in judged if new]
     updated = [i for i, _, changed, _ in judged if changed]
     kept = sum(1 for _, _, changed, differs in judged if differs and not changed)

@@ -27,7 +27,7 @@ _CLOSING_S = 1.0
 
 
 class GroupWrite:
-    """Groups that are one transaction.
+    """Groups that are one transaction; one row of the queue, whatever they hold.
 
     Attributes:
         tried: whether a commit was begun whose outcome is not known.
@@ -40,9 +40,6 @@ class GroupWrite:
         self.groups, self.published, self.guard = groups, published, guard
         self.tried = False
         self.done: asyncio.Future[CommitResult] = asyncio.get_running_loop().create_future()
-
-    def __len__(self) -> int:
-        return sum(len(batch) for group in self.groups for batch in group.bars)
 
 
 class GroupSink:
@@ -178,6 +175,7 @@ class CoordinatedCommits:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self.hold(0)  # or others would go on waiting for rows that nobody holds any more
         await self._coordinator.close()
 
     async def commit(

@@ -157,11 +157,26 @@ async def test_no_feed_is_begun_while_everything_stands_still() -> None:
     feed = Feed("one", *ticks("SPY", 1))
     async with aclosing(ProviderRouter([feed], rate).feed("one")) as stream:
         assert await taken(stream, 1) == [AWAY]
-        waiting = asyncio.ensure_future(taken(stream, 2))
+        waiting = asyncio.ensure_future(taken(stream, 1))
         await settled()
         assert feed.asked == 0
         await rate.on_feedback(event("ok", at_s=1))
-        assert await waiting == [BACK, *ticks("SPY", 1)]
+        assert await waiting == ticks("SPY", 1)  # it was not there before, so it is not back
+
+
+async def test_a_feed_that_was_away_when_it_was_held_is_not_back_on_release() -> None:
+    rate = RateCoordinator()
+    feed = Feed("one", *ticks("SPY", 1), AWAY)
+    async with aclosing(ProviderRouter([feed], rate).feed("one")) as stream:
+        await taken(stream, 2)
+        await rate.on_feedback(event("hard"))
+        waiting = asyncio.ensure_future(taken(stream, 2))
+        await settled()
+        await rate.on_feedback(event("ok", at_s=1))
+        await settled()
+        assert not waiting.done()
+        feed.put(BACK)
+        assert await waiting == [AWAY, BACK]
 
 
 # ---- several ---------------------------------------------------------------------------------
@@ -253,7 +268,7 @@ async def test_all_of_them_obey() -> None:
         assert {r.item for r in await taken(stream, 2)} == {AWAY}
         assert [feed.asked for feed in feeds] == [0, 0]
         await rate.on_feedback(event("ok", at_s=1))
-        assert len(await taken(stream, 20)) == 20
+        assert len(await taken(stream, 18)) == 18
 
 
 # ---- bars ------------------------------------------------------------------------------------

@@ -344,3 +344,19 @@ async def test_a_big_table_is_estimated(
     assert tables["signals"].rows == 1_000
     assert tables["signals"].size_bytes is not None
     assert tables["news"].rows == 0
+
+
+# ---- bars ----------------------------------------------------------------------------------
+
+
+async def test_more_series_than_are_remembered(
+    open_store: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is forgotten is compared with what is stored."""
+    monkeypatch.setattr(_postgres_bars, "_SERIES_MAX", 3)
+    store = open_store()
+    await store.migrate()
+    for second, names in enumerate(("AB", "BCDE", "ABCDE")):
+        new = [(name, second, 1.0, 1) for name in names]
+        assert await store.write_bars([batch(*new)]) == WriteCounts(inserted=len(new))
+    assert await store.write_bars([batch(*new)]) == WriteCounts(unchanged=5)

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 import pytest
+from tests.property import _lanes
 from tests.property._harness import (
     EVENTS,
     GROUP,
@@ -29,6 +30,7 @@ from market_data_pipeline.windows import micro_batcher
 from market_data_pipeline.windows.assigner import WindowSpec
 from market_data_pipeline.windows.checkpoint import Checkpoint, StreamState
 from market_data_pipeline.windows.writer import GroupWriter
+from market_data_store.sinks.groups import CoordinatedCommits
 
 S = 10**9
 HERE = partition_of("SPY", PARTITIONS)
@@ -140,6 +142,26 @@ def test_an_unknown_outcome_is_looked_up_before_trying_again(
         assert not outcomes
         assert total_counts(lanes.store, A).stored == 2
 
+    checked(run)
+
+
+def test_bars_that_nothing_keeps_waiting_are_no_pressure(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many are committed at a time."""
+    told: list[int] = []
+
+    class Told(CoordinatedCommits):
+        def hold(self, rows: int) -> None:
+            told.append(rows)
+            super().hold(rows)
+
+    async def run(lanes: Lanes) -> None:
+        await lanes.feed(A, trades(*(0.5 + i for i in range(40))), 40)
+        written = await lanes.run(A, Life(), 40)
+        assert written
+        assert written.inserted >= 40
+        assert set(told) == {0}
+
+    monkeypatch.setattr(_lanes, "coordinated", Told)
     checked(run)
 
 
