@@ -17,6 +17,7 @@ import signal
 import sqlite3
 import threading
 from collections.abc import Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +100,15 @@ def _doom_psycopg(doom: _Doom) -> None:
 
         return call
 
-    command = AsyncConnection._exec_command
+    command, copy = AsyncConnection._exec_command, AsyncCursor.copy
+
+    @asynccontextmanager
+    async def counted_copy(self: Any, statement: Any, *args: Any, **options: Any) -> Any:
+        named = statement.replace("COPY", "INSERT INTO", 1)  # another way to do the same
+        doom.strike(path, named, "before")
+        async with copy(self, statement, *args, **options) as copying:
+            yield copying
+        doom.strike(path, named, "after")
 
     def counted_command(self: Any, statement: Any, *args: Any) -> Any:
         doom.strike(path, statement, "before")
@@ -111,6 +120,7 @@ def _doom_psycopg(doom: _Doom) -> None:
         counted(changed.execute),
         counted(changed.executemany),
     )
+    changed.copy = counted_copy
     AsyncConnection._exec_command = counted_command  # type: ignore[assignment,method-assign]
 
 

@@ -13,7 +13,7 @@ from tests.faults.recordings import trades, write_recording
 STORES = ("sqlite", "postgres")
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(600)]
 
-_DEATHS_MAX = 25
+_DEATHS_MAX = 100  # on a server every look is a transaction
 _FIRST = ("mdp.bars:COMMIT:before", "mdp.dlq:COMMIT:before")
 _ORDERED = [*_FIRST, *(boundary for boundary in BOUNDARIES if boundary not in _FIRST)]
 

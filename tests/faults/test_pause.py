@@ -71,12 +71,12 @@ def test_a_worker_that_slept_is_fenced_off(lab: Lab) -> None:
 
 def test_a_recording_that_slept_writes_nothing_more(lab: Lab) -> None:
     """The second run takes the lane over and ends it; the first one, awake again, gives up."""
-    source = trades(1, 30_000, 100)
+    source = trades(1, 60_000, 100)
     lines = write_recording(lab.path / "rec.ndjson", 1, source)
     lab.micro_batch, lab.block_rows = {"max_batch_size": 50}, 200
     command = ("run", str(lab.path / "rec.ndjson"))
     first = lab.start(*command)
-    wait_until(lambda: _commits(lab) > 2, "the first run is at work")
+    wait_until(lambda: _commits(lab) > 0, "the first run is at work")
     pause(lab, first)
     (topic,) = checks.lane_topics(lab)
     assert sum(checks.read_topic(lab, topic).received) < lines, "it was done already"

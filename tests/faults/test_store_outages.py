@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
+from itertools import count
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -61,22 +62,16 @@ def bar(number: int, **changes: Any) -> Bar:
 
 
 class Load:
-    """A coordinator that is fed all the time.
-
-    Attributes:
-        submitted: how many bars so far.
-    """
+    """A coordinator that is fed all the time."""
 
     def __init__(self, coordinator: WriteCoordinator[Any], events: list[FeedbackEvent]) -> None:
         self.coordinator, self.events = coordinator, events
-        self.submitted = 0
         self._feeding = asyncio.create_task(self._feed())
 
     async def _feed(self) -> None:
-        while True:
-            await self.coordinator.submit(bar(self.submitted))
-            self.submitted += 1
-            if self.submitted % 50 == 0:
+        for number in count():
+            await self.coordinator.submit(bar(number))
+            if number % 50 == 0:
                 await asyncio.sleep(0.002)
 
     async def until(self, holds: Callable[[], object], what: str, seconds: float = 30) -> float:
@@ -129,18 +124,18 @@ async def load(uri: str, folder: Path, **settings: Any) -> AsyncIterator[Load]:
             await coordinator.flush()
             health = coordinator.health()
             assert health.workers_alive == health.workers
-            assert (health.written, health.dead_lettered) == (running.submitted, 0)
+            assert (health.written, health.dead_lettered) == (health.submitted, 0)
         await bus.close()
-    await check_stored(uri, running.submitted)
+    await check_stored(uri, health.submitted)
 
 
-async def check_stored(uri: str, count: int) -> None:
-    """The first `count` bars are stored, once, with their values."""
+async def check_stored(uri: str, submitted: int) -> None:
+    """The first `submitted` bars are stored, once, with their values."""
     async with AMDS(uri) as db:
         frame = await db.bars(SYMBOLS, "1s")
     found = Counter(zip(frame["symbol"], frame["ts"].dt.epoch("us"), frame["volume"], strict=True))
     wanted = Counter(
-        (b.symbol, round(b.ts.timestamp() * 1e6), b.volume) for b in map(bar, range(count))
+        (b.symbol, round(b.ts.timestamp() * 1e6), b.volume) for b in map(bar, range(submitted))
     )
     assert found == wanted
 
