@@ -6,6 +6,7 @@ import asyncio
 import os
 import sys
 import tempfile
+import threading
 from collections.abc import (
     AsyncIterator,
     Awaitable,
@@ -15,7 +16,7 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal
 
@@ -103,9 +104,9 @@ async def import_rows(
         msg = "parquet cannot be read from standard input; name a file"
         raise UsageError(msg)
     chunks = _parquet_chunks(path) if form == "parquet" else _line_chunks(path)
-    submitted = 0
+    submitted, reading = 0, _next(chunks)
     try:
-        while chunk := await asyncio.to_thread(next, chunks, None):
+        while chunk := await reading:
             records = []
             for number, original, values in chunk:
                 if isinstance(values, str):
@@ -118,9 +119,40 @@ async def import_rows(
             if records:
                 await submit(records)
                 submitted += len(records)
+            reading = _next(chunks)
     finally:
-        chunks.close()
+        if not reading.cancelled():  # else a thread is still inside, and leaves it behind
+            chunks.close()
     return submitted
+
+
+def _next(chunks: Generator[list[Numbered]]) -> asyncio.Future[list[Numbered] | None]:
+    """The next chunk, read by a thread that does not keep the process from ending.
+
+    Standard input may never give another line.
+    """
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[list[Numbered] | None] = loop.create_future()
+
+    def settle(chunk: list[Numbered] | None, error: Exception | None) -> None:
+        if future.done():
+            return
+        if error is None:
+            future.set_result(chunk)
+        else:
+            future.set_exception(error)
+
+    def read() -> None:
+        chunk, error = None, None
+        try:
+            chunk = next(chunks, None)
+        except Exception as raised:
+            error = raised
+        with suppress(RuntimeError):  # the loop has been closed meanwhile
+            loop.call_soon_threadsafe(settle, chunk, error)
+
+    threading.Thread(target=read, name="import", daemon=True).start()
+    return future
 
 
 async def _frames(store: Tables, select: Select) -> AsyncIterator[pl.DataFrame]:

@@ -6,6 +6,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import typer
 from market_data_core._suggest import did_you_mean
 from market_data_core.errors import MdpError, UsageError
 from market_data_pipeline.cli import _output
-from market_data_store.coordinator import DeadLetterQueue, DeadLine, Selection
+from market_data_store.coordinator import UNREADABLE, DeadLetterQueue, DeadLine, Selection
 
 _COLUMNS = ("id", "ts", "reason", "type", "items", "error_type", "error")
 _PREVIEW_BYTES = 2048
@@ -102,21 +103,24 @@ async def purge_records(file: Path, wanted: Selection, dry_run: bool, yes: bool)
         UsageError: it would have to ask, and nobody can answer.
     """
     with opened(file) as queue:
-        found = await _purge(queue, wanted, dry_run=True)
+        asked = datetime.now(UTC)  # what is saved after that nobody was asked about
+        found = await _purge(queue, wanted, asked, dry_run=True)
         if not found:
             typer.echo(nothing_fits(await queue.counts()))
             return
         if not dry_run:
             _output.confirm(f"Remove {found.total():,} records of {file} for good?", yes)
-            found = await _purge(queue, wanted, dry_run=False)
+            found = await _purge(queue, wanted, asked, dry_run=False)
     verb = "would be removed" if dry_run else "removed"
     for reason, number in found.most_common():
         typer.echo(f"{reason}: {number:,} {verb}")
     typer.echo(f"{found.total():,} records {verb}")
 
 
-async def _purge(queue: DeadLetterQueue[Any], wanted: Selection, *, dry_run: bool) -> Counter[str]:
-    """How many of each reason were, or would be, removed."""
+async def _purge(
+    queue: DeadLetterQueue[Any], wanted: Selection, asked: datetime, *, dry_run: bool
+) -> Counter[str]:
+    """How many of each reason were, or would be, removed, of what was there when it was `asked`."""
     removed: Counter[str] = Counter()
     for reason in await queue.counts():
         if wanted.reason in (None, reason):
@@ -125,7 +129,9 @@ async def _purge(queue: DeadLetterQueue[Any], wanted: Selection, *, dry_run: boo
                 reason=reason,
                 type=wanted.type,
                 since=wanted.since,
-                before=wanted.before,
+                before=wanted.before
+                if reason == UNREADABLE
+                else min(wanted.before or asked, asked),
                 dry_run=dry_run,
             )
     return +removed

@@ -1,6 +1,6 @@
 """Batched, patient writing: queue, workers, retries, circuit breaker, dead letters, feedback."""
 
-from market_data_store.coordinator._dlq_lines import DeadLine, Selection
+from market_data_store.coordinator._dlq_lines import UNREADABLE, DeadLine, Selection
 from market_data_store.coordinator.coordinator import UnwrittenError, WriteCoordinator
 from market_data_store.coordinator.dead_letter import DeadLetterQueue, DeadRecord
 from market_data_store.coordinator.feedback import (
@@ -16,6 +16,7 @@ from market_data_store.coordinator.settings import CoordinatorRuntimeSettings
 from market_data_store.coordinator.worker import Sink
 
 __all__ = [
+    "UNREADABLE",
     "CircuitBreaker",
     "CoordinatorClosedError",
     "CoordinatorHealth",

@@ -6,12 +6,14 @@ import asyncio
 import csv
 import io
 import json
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from market_data_core.errors import MdpError, UsageError
+from market_data_pipeline.cli import _output
 from market_data_store.coordinator import DeadLetterQueue
 from mds_client.models import Bar
 
@@ -98,6 +100,26 @@ def test_purging_asks_for_a_selection_and_a_yes(home: Home, file: Path) -> None:
     assert "1 records removed" in home.ok(*purge, "--id", first["id"], "--yes")
     output = home.ok(*purge, "--all", "--yes")
     assert output.splitlines() == ["shutdown: 1 removed", "1 records removed"]
+
+
+def test_what_comes_while_it_asks_stays(
+    home: Home, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody has agreed to lose it."""
+
+    def meanwhile(_question: str, _yes: bool) -> None:
+        queue = DeadLetterQueue[Bar](file)
+        with asyncio.Runner() as runner:
+            runner.run(queue.save([_bar("LATE")], ValueError("late"), {}))
+
+    def asked(question: str, yes: bool) -> None:
+        thread = threading.Thread(target=meanwhile, args=(question, yes))
+        thread.start()
+        thread.join()
+
+    monkeypatch.setattr(_output, "confirm", asked)
+    home.run("dlq", "purge", "--file", str(file), "--all")
+    assert [row["error"] for row in _rows(home, file)] == ["late"]
 
 
 def test_what_another_process_has_in_hand_stays(home: Home, file: Path) -> None:
