@@ -10,11 +10,15 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from market_data_core.contracts.store import Store
+from market_data_core.errors import UsageError
 from market_data_store import opening
 from market_data_store.client import AsyncStoreClient
 from market_data_store.frames import closing
 
 T = TypeVar("T")
+
+_END_S = 30.0
+"""For calls of other threads, which the store's own time limits end sooner."""
 
 
 class _Worker:
@@ -22,6 +26,7 @@ class _Worker:
 
     def __init__(self, store: Store | str) -> None:
         self.client = AsyncStoreClient(store)
+        self._calls, self._under_way, self._ending = threading.Condition(), 0, False
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(
             target=self._loop.run_forever, name="store-client", daemon=True
@@ -29,6 +34,25 @@ class _Worker:
         self._thread.start()
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """The result of `work`, from any thread.
+
+        Raises:
+            UsageError: another thread has closed the client.
+        """
+        with self._calls:
+            if self._ending:
+                work.close()
+                msg = "the client was closed by another thread while it was called; call it again"
+                raise UsageError(msg)
+            self._under_way += 1
+        try:
+            return self._run(work)
+        finally:
+            with self._calls:
+                self._under_way -= 1
+                self._calls.notify_all()
+
+    def _run(self, work: Coroutine[Any, Any, T]) -> T:
         future = asyncio.run_coroutine_threadsafe(work, self._loop)
         try:
             return future.result()
@@ -37,13 +61,16 @@ class _Worker:
             raise
 
     def end(self) -> None:
-        """Close the client and end the thread; only once."""
+        """Close the client, after the calls that are under way, and end the thread; only once."""
         if threading.current_thread() is self._thread:  # the garbage collector runs anywhere
             threading.Thread(target=self.end).start()
             return
+        with self._calls:
+            self._ending = True
+            self._calls.wait_for(lambda: not self._under_way, _END_S)
         try:
-            self.run(self._loop.shutdown_asyncgens())
-            self.run(self.client.close())
+            self._run(self._loop.shutdown_asyncgens())
+            self._run(self.client.close())
         finally:
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join()

@@ -117,6 +117,23 @@ class Shown:
         self.told.append("closed")
 
 
+def test_closing_waits_for_calls_of_other_threads(any_uri: str) -> None:
+    """What is under way ends well; what comes after it is told, or opens the store anew."""
+    client = StoreClient.open(any_uri)
+    client.ping()
+    rows = [bars(2_000, f"S{i}") for i in range(6)]
+    with ThreadPoolExecutor(3) as pool:
+        writing = [pool.submit(client.upsert_bars, part) for part in rows]
+        while not writing[0].done():
+            time.sleep(0.001)
+        client.close()
+        outcomes = [(one.exception(), one) for one in writing]
+    for error, one in outcomes:
+        assert error is None or isinstance(error, UsageError), error
+        assert error or one.result() == WriteCounts(2_000)
+    client.close()
+
+
 @pytest.mark.parametrize("leave", ["close", "drop", "read on"])
 def test_what_is_open_is_closed_in_order(leave: str, monkeypatch: pytest.MonkeyPatch) -> None:
     store: Any = Shown()
