@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from market_data_core import registry
@@ -26,10 +27,18 @@ class Backends:
 
 
 @asynccontextmanager
-async def open_backends(settings: Settings, clock: Clock | None = None) -> AsyncIterator[Backends]:
+async def open_backends(
+    settings: Settings, clock: Clock | None = None, *, wait: bool = True
+) -> AsyncIterator[Backends]:
     """The configured bus and store, ready for use, and closed at the end.
 
+    Args:
+        settings: the configuration.
+        clock: tells the time.
+        wait: whether to wait for a store that cannot be used yet. Whoever only looks should not.
+
     Raises:
+        TransientError: without `wait`, the store cannot be used now.
         UsageError: a backend is not known, its driver is not installed, or a server's schema is
             of another release.
         DamagedFileError: a file is not what it should be.
@@ -37,7 +46,9 @@ async def open_backends(settings: Settings, clock: Clock | None = None) -> Async
     clock = clock or SystemClock()
     bus = open_bus(settings, clock)
     try:
-        store = await patient(lambda: opening.open_ready_store(settings.store.uri, clock))
+        uri = settings.store.uri
+        call = partial(opening.open_ready_store, uri, clock)
+        store = await (patient(call) if wait else call())
         try:
             yield Backends(bus, store, clock)
         finally:

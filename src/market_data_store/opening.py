@@ -62,8 +62,9 @@ async def open_ready_store(uri: str, clock: Clock | None = None) -> Store:
     try:
         steps = await store.schema_behind()
         if steps and embedded_file(uri) is None and (await store.inspect()).schema:
+            behind = "1 step" if steps == 1 else f"{steps} steps"
             msg = (
-                f"the schema of {redact(uri)} is {steps} steps behind this release; "
+                f"the schema of {redact(uri)} is {behind} behind this release; "
                 "run: mdp store migrate"
             )
             raise UsageError(msg)

@@ -72,7 +72,7 @@ async def _read(
     absent = missing_store(settings)
     if absent:
         return pl.DataFrame(schema=dict.fromkeys(_COLUMNS, pl.String)), absent
-    async with open_backends(settings) as backends:
+    async with open_backends(settings, wait=False) as backends:
         frame = await backends.store.bars(*key, *span)
         return frame, "" if len(frame) else await _why_empty(backends.store, key)
 

@@ -52,7 +52,7 @@ async def _read(settings: Settings) -> tuple[Terms, str]:
     absent = missing_store(settings)
     if absent:
         return [], absent
-    async with open_backends(settings) as backends:
+    async with open_backends(settings, wait=False) as backends:
         return await read_counts(backends.store, settings.bus.group), ""
 
 

@@ -48,7 +48,7 @@ async def _verify(
     if absent:
         raise MdpError(absent)
     scope: Scope = Scope(*wanted)
-    async with open_backends(settings) as backends:
+    async with open_backends(settings, wait=False) as backends:
         log = CountedLog(
             backends.bus,
             backends.store,
