@@ -40,6 +40,8 @@ def opened(file: Path) -> Iterator[DeadLetterQueue[Any]]:
             msg = f"--file {file} is a folder; name a dead-letter file in it"
             raise UsageError(msg)
         yield queue
+    except BrokenPipeError:  # of the output
+        raise
     except OSError as error:
         msg = f"--file {file}: {error.strerror or error}"
         raise MdpError(msg) from error

@@ -190,11 +190,12 @@ class DlqFiles:
         ended = self._leased.intersection(ids)
         if not ended:
             return
-        self._leased -= ended
-        if self._leased:
+        left = self._leased - ended
+        if left:
             _add(self._lease_fd, b"".join(LEASE_END + i.encode() + b"\n" for i in ended))
         else:
             self._drop_lease_file()
+        self._leased = left  # only now: what failed can be tried again
 
     def _drop_lease_file(self) -> None:
         if self._lease_path is not None and self._unlock is not None:

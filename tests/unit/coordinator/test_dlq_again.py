@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from market_data_store.coordinator import DeadLetterQueue, Selection
+from market_data_store.coordinator import DeadLetterQueue, Selection, _dlq_files
 from mds_client.models import Bar
 
 
@@ -106,6 +106,28 @@ async def test_a_crash_at_any_step_leaves_one_record_of_each_id(
     assert dlq._files._unlock is None or dlq._files._unlock() is None  # the process ends
     assert sorted(await _left(path)) == [*"abcd"]
     assert await DeadLetterQueue[str](path).counts() == {"permanent": 4}
+
+
+async def test_a_confirmation_that_failed_can_be_made_again(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full disk must not bring a record back that was written."""
+    dlq: DeadLetterQueue[str] = DeadLetterQueue(path)
+    await _fill(dlq, "a", "b")
+    first, _ = await dlq.replay()
+    add, full = _dlq_files._add, [True]
+
+    def add_if_there_is_room(*arguments: Any) -> None:
+        if full.pop() if full else False:
+            raise OSError(28, "No space left on device")
+        add(*arguments)
+
+    monkeypatch.setattr(_dlq_files, "_add", add_if_there_is_room)
+    with pytest.raises(OSError, match="No space"):
+        await dlq.confirm([first])
+    await dlq.confirm([first])
+    await dlq.close()
+    assert await _left(path) == ["b"]
 
 
 async def test_lines_are_selected(path: Path) -> None:
