@@ -43,6 +43,7 @@ _SECTIONS = {
     "micro_batch": "From events to bars.",
     "features": "",
     "inference": "",
+    "archive": "Every event of the log as Parquet files; see [archive](../how-to/archive.md).",
     "telemetry": "Metrics and log lines.",
     "producers": "One group for each provider, by its kind.",
 }

@@ -11,7 +11,9 @@ import pytest
 from hypothesis import settings
 
 if TYPE_CHECKING:
+    from tests.servers.kafka import Server as KafkaServer
     from tests.servers.postgres import Server
+    from tests.servers.redis import Server as RedisServer
 
 pytest.register_assert_rewrite("market_data_core.testing")  # failures of the suites show values
 
@@ -56,4 +58,26 @@ def postgres() -> Iterator[Server]:
     with postgres.running() as server:
         if server is None:
             _missing(postgres.MISSING)
+        yield server
+
+
+@pytest.fixture(scope="session")
+def redis_server() -> Iterator[RedisServer]:
+    """A Redis server; absent outside CI: skipped, absent in CI: failed."""
+    from tests.servers import redis
+
+    with redis.running() as server:
+        if server is None:
+            _missing(redis.MISSING)
+        yield server
+
+
+@pytest.fixture(scope="session")
+def kafka() -> Iterator[KafkaServer]:
+    """A Kafka broker; absent outside CI: skipped, absent in CI: failed."""
+    from tests.servers import kafka
+
+    with kafka.running() as server:
+        if server is None:
+            _missing(kafka.MISSING)
         yield server

@@ -11,7 +11,6 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from market_data_core._config_types import (
     Interval,
     SettingsModel,
-    Size,
     Uri,
     check_distinct,
     check_interval,
@@ -23,103 +22,6 @@ from market_data_core.intervals import NS_PER_MS, parse_interval
 STORE_URI_DEFAULT = "${MDP_STORE_URI:-${MDS_DSN:-sqlite:///${MDP_HOME:-.mdp}/store.db}}"
 
 _DAY_MS = 86_400_000
-_TOPIC = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,199}$"
-
-
-class RetentionSettings(SettingsModel):
-    """How long the bus keeps what every reader has passed."""
-
-    hours: float = Field(
-        default=168, gt=0, description="Age, in hours, from which records may be trimmed."
-    )
-    max_bytes: Size = Field(
-        default=20 * 10**9,
-        description="Size of a topic from which its oldest records may be trimmed: bytes, or a "
-        "text such as 20GB or 512MiB.",
-        json_schema_extra={"shown_default": "20GB"},
-    )
-
-
-class EmbeddedBusSettings(SettingsModel):
-    """The bus without a server."""
-
-    path: Path = from_env("${MDP_HOME:-.mdp}/bus", "Folder of the topics' files.")
-    synchronous: Literal["normal", "full"] = Field(
-        default="normal",
-        description="`normal`: an append survives the death of every process. `full`: also the "
-        "loss of power, at the price of one disk flush per append.",
-    )
-
-
-class RedisBusSettings(SettingsModel):
-    """Redis Streams; the stream names serve every bus."""
-
-    uri: Uri = from_env("${REDIS_URI:-redis://redis:6379/0}", "Where the Redis server is.")
-    stream: str = Field(default="mdp.events", pattern=_TOPIC, description="Topic of the events.")
-    bars_stream: str = Field(default="mdp.bars", pattern=_TOPIC, description="Topic of the bars.")
-    signals_stream: str = Field(
-        default="mdp.signals", pattern=_TOPIC, description="Topic of the signals."
-    )
-    consumer_group: str = Field(
-        default="mdp-consumers", pattern=_TOPIC, description="Group that shares the partitions."
-    )
-
-    @model_validator(mode="after")
-    def _distinct(self) -> Self:
-        check_distinct([self.stream, self.bars_stream, self.signals_stream])
-        return self
-
-
-class KafkaBusSettings(SettingsModel):
-    """Kafka and what speaks its protocol."""
-
-    bootstrap_servers: str = from_env(
-        "${KAFKA_BOOTSTRAP:-localhost:9092}", "Brokers to begin with, host:port, comma-separated."
-    )
-
-
-class BusSettings(SettingsModel):
-    """The durable log."""
-
-    type: Literal["embedded", "redis", "kafka"] = Field(
-        default="embedded", description="Which bus; `embedded` needs no server."
-    )
-    codec: Literal["columnar", "json", "msgpack"] = Field(
-        default="columnar", description="How events are written; readers recognise every codec."
-    )
-    partitions: int = Field(
-        default=8,
-        ge=1,
-        le=1024,
-        description="Partitions of the event topic; a symbol stays in one.",
-    )
-    linger_ms: float = Field(
-        default=5, ge=0, le=1000, description="Longest wait for more events before a write, in ms."
-    )
-    retention: RetentionSettings = Field(default_factory=RetentionSettings)
-    embedded: EmbeddedBusSettings = Field(default_factory=EmbeddedBusSettings)
-    redis: RedisBusSettings = Field(default_factory=RedisBusSettings)
-    kafka: KafkaBusSettings = Field(default_factory=KafkaBusSettings)
-
-    @property
-    def events_topic(self) -> str:
-        """Topic of the events, on any bus."""
-        return self.redis.stream
-
-    @property
-    def bars_topic(self) -> str:
-        """Topic of the bars, on any bus."""
-        return self.redis.bars_stream
-
-    @property
-    def signals_topic(self) -> str:
-        """Topic of the signals, on any bus."""
-        return self.redis.signals_stream
-
-    @property
-    def group(self) -> str:
-        """Name of the consumer group, on any bus."""
-        return self.redis.consumer_group
 
 
 def _or_default_store(uri: Any) -> Any:
@@ -223,7 +125,7 @@ class MicroBatchSettings(SettingsModel):
         description="How long a closed window can be restated by late events, in ms of event time.",
     )
     lease_ms: int = Field(
-        default=3000,
+        default=2500,
         ge=100,
         le=600_000,
         description="Silence after which an owner's partitions may be taken over, in ms.",

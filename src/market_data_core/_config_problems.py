@@ -37,7 +37,9 @@ def _text(found: ErrorDetails, path: Path, model: type[BaseModel]) -> str:
     kind, value = found["type"], found["input"]
     if kind == "extra_forbidden":
         around = model_at(model, path[:-1])
-        return f"unknown key; {did_you_mean(str(path[-1]), around.model_fields if around else ())}"
+        fields = around.model_fields if around else {}
+        names = [field.alias or name for name, field in fields.items()]
+        return f"unknown key; {did_you_mean(str(path[-1]), names)}"
     if kind == "missing":
         return "is required"
     if kind == "value_error":

@@ -8,23 +8,26 @@ environment.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, SerializeAsAny, ValidationError
 
 from market_data_core import registry
-from market_data_core._config_models import (
+from market_data_core._config_archive import ArchiveSettings
+from market_data_core._config_bus import (
     BusSettings,
     EmbeddedBusSettings,
+    KafkaBusSettings,
+    RedisBusSettings,
+    RetentionSettings,
+)
+from market_data_core._config_models import (
     FeaturesSettings,
     FeatureWindow,
     InferenceSettings,
-    KafkaBusSettings,
     MicroBatchSettings,
-    RedisBusSettings,
-    RetentionSettings,
     StoreSettings,
     TelemetrySettings,
 )
@@ -63,6 +66,7 @@ class Settings(SettingsModel):
     micro_batch: MicroBatchSettings = Field(default_factory=MicroBatchSettings)
     features: FeaturesSettings = Field(default_factory=FeaturesSettings)
     inference: InferenceSettings = Field(default_factory=InferenceSettings)
+    archive: ArchiveSettings = Field(default_factory=ArchiveSettings)
     telemetry: TelemetrySettings = Field(default_factory=TelemetrySettings)
 
     def producer(self, kind: str) -> ProducerSettings:
@@ -101,7 +105,7 @@ def load_config(
     """
     if path is None and DEFAULT_PATH.is_file():
         path = DEFAULT_PATH
-    document = _read(path) if path else Document()
+    document = read_document(path) if path else Document()
     set_over = _apply(document, overrides or {})
     found = list(document.problems)
     producers = document.data.pop("producers", {})
@@ -114,7 +118,7 @@ def load_config(
         found += problems_of(error, Settings)
     found += _shared_names(kinds)
     if found or settings is None:
-        raise ConfigError(_message(path, document, found, set_over))
+        raise ConfigError(problems_text(path, document, found, set_over))
     return settings
 
 
@@ -127,7 +131,12 @@ def document() -> Iterator[SettingDoc]:
         yield from describe(_producer_model(kind), f"producers.{kind}.")
 
 
-def _read(path: Path) -> Document:
+def read_document(path: Path) -> Document:
+    """A YAML file as plain data, without the keys that have no value.
+
+    Raises:
+        ConfigError: it cannot be read.
+    """
     try:
         text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
@@ -220,9 +229,20 @@ def _shared_names(kinds: Mapping[str, ProducerSettings]) -> Iterator[Problem]:
             yield Problem(("producers", kind, "name"), f"{text}; give each its own")
 
 
-def _message(
-    path: Path | None, document: Document, problems: list[Problem], set_over: set[_Path]
+def problems_text(
+    path: Path | None,
+    document: Document,
+    problems: list[Problem],
+    set_over: Collection[_Path] = (),
 ) -> str:
+    """What is wrong with a file, by line, as the text of an error.
+
+    Args:
+        path: the file.
+        document: what it says.
+        problems: what is wrong.
+        set_over: settings that stand on the command line instead.
+    """
     lines: list[tuple[int, str]] = []
     for problem in problems:
         place = problem.path
@@ -243,6 +263,7 @@ def _message(
 
 __all__ = [
     "DEFAULT_PATH",
+    "ArchiveSettings",
     "BusSettings",
     "EmbeddedBusSettings",
     "FeatureWindow",

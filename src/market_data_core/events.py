@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any, Literal
 
 import msgspec
@@ -31,6 +32,7 @@ _TIME = re.compile(
     r"(?:[T ](\d\d)(?::?(\d\d)(?::?(\d\d)(?:[.,](\d{1,9}))?)?)?(Z|[+-]\d\d(?::?\d\d)?)?)?",
     re.ASCII,
 )
+_MINUTE = re.compile(r"\d{4}-\d\d-\d\dT(?:[01]\d|2[0-3]):\d\d", re.ASCII)
 
 
 class StreamEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=False):
@@ -68,6 +70,8 @@ def parse_ts(text: str) -> int:
     Raises:
         RejectedError: reason ``bad_timestamp``; not a time, or outside 1900 … 2200.
     """
+    if (known := _plain_ts(text)) is not None:
+        return known
     match = _TIME.fullmatch(text.strip())
     try:
         if match is None:
@@ -81,6 +85,26 @@ def parse_ts(text: str) -> int:
     delta = moment - datetime(1970, 1, 1, tzinfo=UTC)
     ts_ns = (delta.days * 86_400 + delta.seconds) * _NS + int(fraction.ljust(9, "0") or 0)
     return check_src_ts(ts_ns)
+
+
+def _plain_ts(text: str) -> int | None:
+    """The time if it has the one common spelling, such as 2025-10-24T14:02:01.5Z; else None."""
+    second, fraction = text[17:19], text[20:-1]
+    plain = text[16:17] == ":" and text[-1] == "Z" and second.isdigit() and text.isascii()
+    if not plain or (len(text) > 20 and not (text[19] == "." and fraction.isdigit())):
+        return None
+    minute = _minute(text[:16])
+    if minute is None or second > "59" or len(fraction) > 9:
+        return None
+    return minute + int(second) * _NS + int(fraction.ljust(9, "0") or 0)
+
+
+@lru_cache(4_096)
+def _minute(text: str) -> int | None:
+    try:
+        return parse_ts(f"{text}Z") if _MINUTE.fullmatch(text) else None
+    except RejectedError:
+        return None
 
 
 def check_src_ts(ts_ns: int) -> int:

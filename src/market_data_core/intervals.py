@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 from market_data_core.errors import UsageError
 
@@ -47,6 +48,7 @@ def format_interval(length_ns: int) -> str:
     raise AssertionError(length_ns)  # a multiple of 1 ms always matches
 
 
+@lru_cache(1_024)
 def canonical_interval(text: str) -> str:
     """`text` in its one stored spelling (``60s`` becomes ``1m``)."""
     return format_interval(parse_interval(text))

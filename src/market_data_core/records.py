@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import zlib
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import msgspec
 
@@ -43,6 +44,7 @@ class Entry:
         source: for a lane, how many events of the source come up to the end of this entry; 0 on
             the live lane. What the partition held up to there before is not appended again.
         key: an entry whose key the topic has seen is not appended again; "" for no check.
+        symbol: of all events inside; "" where there are several, or none.
     """
 
     partition: int
@@ -53,29 +55,31 @@ class Entry:
     max_ts: int = 0
     source: int = 0
     key: str = ""
+    symbol: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
-    """An entry as the log holds it.
+class Record(NamedTuple):
+    """An entry as the log holds it; a tuple, since there may be a million of them a second.
 
     Attributes:
         partition: 0-based.
-        offset: position in the partition, contiguous from 0.
+        offset: position in the partition; rises, and may leave numbers out. Whoever has read the
+            record goes on from ``offset + 1``.
         payload: the bytes that were appended.
         append_ts: UTC ns of the append.
         count: events inside.
-        received: events appended to the partition before this record since the log began.
-        checksum: CRC-32 of the payload.
     """
 
     partition: int
     offset: int
     payload: bytes
     append_ts: int
-    count: int
-    received: int
-    checksum: int
+    count: int  # type: ignore[assignment]  # hides tuple.count, which nobody needs
+
+    @property
+    def checksum(self) -> int:
+        """CRC-32 of the payload."""
+        return zlib.crc32(self.payload)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,13 +102,22 @@ class Bounds:
     """What a partition holds.
 
     Attributes:
-        first: offset of the oldest record kept (== `next` if none).
-        next: offset the next record will get.
-        received: events ever appended.
-        source: greatest ``Entry.source`` ever appended.
+        first: position from which everything is kept.
+        next: position behind the last record.
     """
 
     first: int
     next: int
-    received: int
-    source: int
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """How far a group has come in a partition, by the checkpoint in the store.
+
+    Attributes:
+        resume: position from which a new owner reads.
+        counted: position up to which everything is counted.
+    """
+
+    resume: int
+    counted: int

@@ -15,7 +15,7 @@ _PAIR = re.compile(
     rf"""\b(?<!://)([\w-]*{_WORD}["']?\s*[=:]\s*["']?)(?!(?<=token=)\d+\b)[^\s"'&,;]+""",
     re.IGNORECASE,
 )
-_SECRET_KEY = re.compile(rf"(?:^|[_.-]){_WORD}$", re.IGNORECASE)
+_SECRET_KEY = re.compile(rf"(?:^|[_.-])(?:{_WORD}|key[_.-]pem)$", re.IGNORECASE)
 
 
 def redact(text: str) -> str:

@@ -101,7 +101,8 @@ class BatchBuilder:
         src_ts = parse_ts(event.src_ts)
         if src_ts > latest_ns:
             raise RejectedError(reason="future", message=REASONS["future"])
-        ingest = parse_ts(event.ingest_ts) if event.ingest_ts else now_ns
+        same = event.ingest_ts == event.src_ts
+        ingest = src_ts if same else parse_ts(event.ingest_ts) if event.ingest_ts else now_ns
         try:
             interval = canonical_interval(event.interval)
         except UsageError as error:

@@ -16,8 +16,12 @@ from market_data_core.deadletters import DeadLetter, decode_letters
 from market_data_core.errors import RejectedError
 from market_data_core.events import EventBatch, Kind, StreamEvent, parse_ts
 from market_data_core.partitioning import partition_of
-from market_data_core.records import Record, TopicInfo
+from market_data_core.records import Bounds, Record, TopicInfo
 from market_data_core.wire import BatchBuilder
+from market_data_pipeline.archive.checkpoint import GROUP_SUFFIX
+from market_data_pipeline.archive.covering import Covering, Forgotten
+from market_data_pipeline.archive.files import Archive, Selection
+from market_data_pipeline.timeline import Generation, Timeline
 from market_data_pipeline.windows.assigner import FOREVER, NEVER
 from market_data_pipeline.windows.checkpoint import Checkpoint, StreamState, decode_checkpoint
 
@@ -38,6 +42,7 @@ class Source:
 
     Attributes:
         info: its topic.
+        home: the generation of the live topic that it is, or one of its own.
         partition: its number.
         counted: records below this offset are in the counts.
         closed: ticks below this time are in bars; FOREVER for vendor bars, which never wait.
@@ -46,6 +51,7 @@ class Source:
     """
 
     info: TopicInfo
+    home: Generation
     partition: int
     counted: int
     closed: int
@@ -93,6 +99,8 @@ class CountedLog:
         group: consumer group.
         letters_topic: where dead letters are.
         max_future_ns: how far ahead of its append a live event may be.
+        generations: of the live topic.
+        archive: holds what the log has forgotten; None if there is no archive.
     """
 
     def __init__(
@@ -103,7 +111,11 @@ class CountedLog:
         group: str,
         letters_topic: str,
         max_future_ns: int,
+        generations: Timeline,
+        archive: Archive | None = None,
     ) -> None:
+        self._generations = generations
+        self._archive, self._covering = archive, None if archive is None else Covering(archive, ())
         self._bus, self._store, self._codec = bus, store, codec
         self._group, self._letters_topic = group, letters_topic
         self._max_future_ns = max_future_ns
@@ -126,6 +138,9 @@ class CountedLog:
             (row, decode_checkpoint(row.checkpoint)) for row in self._rows if row.checkpoint
         ]
         self._topics = {info.name: info for info in await self._bus.topics()}
+        if self._archive:
+            rows = await self._store.status(f"{self._group}{GROUP_SUFFIX}")
+            self._covering = Covering(self._archive, rows)
         for row in self._rows:
             key = row.key
             items = await self._store.outbox(key.group, key.topic, key.partition)
@@ -159,39 +174,77 @@ class CountedLog:
         """Where events of `provider` can be read."""
         found: dict[tuple[str, int], Source] = {}
         for row, checkpoint, state in self._streams(provider, kind):
-            info = self._topics.get(row.key.topic)
-            if info is not None and info.log_id == checkpoint.log_id:
+            info = self._held(row.key.topic, checkpoint.log_id)
+            info = info or self._archived_topic(row, checkpoint)
+            if info is not None:
+                home = self._home(info)
                 found[row.key.topic, row.key.partition] = Source(
                     info,
+                    home,
                     row.key.partition,
                     checkpoint.counted,
-                    state.closed if kind == "tick" else FOREVER,
+                    min(state.closed, home.until) if kind == "tick" else FOREVER,
                     tuple(state.intervals),
                     state.since,
                 )
         return list(found.values())
 
+    def _home(self, info: TopicInfo) -> Generation:
+        found = self._generations.of_topic(info.name)
+        return found or Generation(1, info.name, info.partitions)
+
+    def _held(self, topic: str, log_id: str) -> TopicInfo | None:
+        """The topic, if the bus has it still with that log."""
+        info = self._topics.get(topic)
+        return info if info is not None and info.log_id == log_id else None
+
+    def _archived_topic(self, row: PartitionStatus, checkpoint: Checkpoint) -> TopicInfo | None:
+        """The topic of a log that is gone, if the archive has all of it that was counted."""
+        topic, log_id = row.key.topic, checkpoint.log_id
+        gone = Forgotten(topic, log_id, row.key.partition, checkpoint.counted)
+        if self._covering is None or not self._covering.covers(gone):
+            return None
+        partitions = sum(other.key.topic == topic for other in self._rows)
+        return TopicInfo(topic, log_id, partitions)
+
+    async def _forgotten(self, source: Source) -> Forgotten | None:
+        """What of a source only the archive can have."""
+        info, before = source.info, source.counted
+        if self._held(info.name, info.log_id):
+            before = min(before, (await self._bus.bounds(info.name, source.partition)).first)
+        return Forgotten(info.name, info.log_id, source.partition, before) if before > 0 else None
+
     async def doubts(self, provider: str, kind: Kind) -> list[Doubt]:
-        """What of `provider` the log does not hold any more."""
+        """What of `provider` neither the log nor the archive holds."""
         found = []
         for row, checkpoint, state in self._streams(provider, kind):
             topic, number = row.key.topic, row.key.partition
-            info = self._topics.get(topic)
-            if info is None or info.log_id != checkpoint.log_id:
+            info = self._held(topic, checkpoint.log_id)
+            archived = self._archived_topic(row, checkpoint)
+            if info is None and archived is None:
                 found.append(Doubt(f"the log of {topic} is gone", FOREVER, 0, 0))
                 continue
+            home = self._home(info or archived or TopicInfo(topic, "", 0))
+            partitions = home.partitions
             lost = max(state.fence, state.taint)
             if lost > NEVER:
                 why = f"{topic} has lost events"
-                found.append(Doubt(why, lost, number, info.partitions, more=True))
-            bounds = await self._bus.bounds(topic, number)
-            if bounds.first > 0:
-                until = FOREVER
+                found.append(Doubt(why, lost, number, partitions, more=True))
+            bounds = await self._bus.bounds(topic, number) if info else Bounds(FOREVER, FOREVER)
+            gone = Forgotten(
+                topic, checkpoint.log_id, number, min(bounds.first, checkpoint.counted)
+            )
+            if gone.before > 0 and self._covering and self._covering.covers(gone):
+                oldest = self._covering.oldest(provider)
+                why = f"{topic} no longer holds its oldest events, nor does the archive"
+                found.append(Doubt(why, FOREVER if oldest is None else oldest, number, partitions))
+            elif bounds.first > 0:
+                until = home.until
                 if bounds.next > bounds.first:
                     kept = (await self._bus.poll(topic, {number: bounds.first}, 1, 0))[number][0]
-                    until = kept.append_ts + self._max_future_ns
+                    until = min(until, kept.append_ts + self._max_future_ns)
                 why = f"{topic} no longer holds its oldest events"
-                found.append(Doubt(why, until, number, info.partitions))
+                found.append(Doubt(why, until, number, partitions))
         if not found and not self.sources(provider, kind):
             found.append(Doubt("no log holds the provider", FOREVER, 0, 0))
         return found
@@ -206,18 +259,23 @@ class CountedLog:
         """
         letters = await self._letters(provider, from_ts, to_ts)
         frames = [pl.DataFrame(schema=SCHEMA)]
-        for number, source in enumerate(self.sources(provider, kind)):
+        sources = self.sources(provider, kind)
+        wanted = Selection(from_ts, to_ts, provider, (symbol,) if symbol else ())
+        archived = await self._archived(sources, wanted, kind)
+        for number, source in enumerate(sources):
             until = min(source.closed, to_ts)
             if until <= from_ts:
                 continue
             place = (source.info.log_id, source.partition)
-            records = await self._bus.scan(
-                source.info.name, source.partition, provider, from_ts, until
-            )
+            records: list[Record] = []
+            if self._held(source.info.name, source.info.log_id):
+                records = await self._bus.scan(
+                    source.info.name, source.partition, provider, from_ts, until
+                )
             counted = [r for r in records if r.offset < source.counted]
             parts = [
                 self._frame(batch, source, number)
-                for batch in self._batches(counted)
+                for batch in (*self._batches(counted), *archived.get(number, ()))
                 if batch.provider == provider and batch.kind == kind
             ]
             if parts:
@@ -230,6 +288,19 @@ class CountedLog:
                 aside = [le for le in letters if (le.log_id, le.partition) == place]
                 frames.append(self._without(frame, aside))
         return pl.concat(frames)
+
+    async def _archived(
+        self, sources: Sequence[Source], wanted: Selection, kind: Kind
+    ) -> dict[int, list[EventBatch]]:
+        """By index of the source, events that its log has forgotten."""
+        found: dict[int, list[EventBatch]] = {}
+        if self._covering is None:
+            return found
+        gone = {number: await self._forgotten(source) for number, source in enumerate(sources)}
+        places = {number: place for number, place in gone.items() if place}
+        for number, batch in self._covering.events(wanted, kind, places):
+            found.setdefault(number, []).append(batch)
+        return found
 
     def _batches(self, records: Sequence[Record]) -> Iterator[EventBatch]:
         singles = BatchBuilder()
@@ -247,8 +318,9 @@ class CountedLog:
     def _frame(self, batch: EventBatch, source: Source, number: int) -> pl.DataFrame:
         """The rows of a batch that belong in its partition; others were sent where they belong."""
         codes = np.array([self._code(symbol) for symbol in batch.symbols], np.uint32)
-        owners = [partition_of(s, source.info.partitions) for s in batch.symbols]
-        mine = np.array(owners) == source.partition
+        owners = [partition_of(s, source.home.partitions) for s in batch.symbols]
+        mine = (np.array(owners) == source.partition)[batch.codes]
+        mine &= source.home.holds(batch.src_ts)
         columns = (*batch.prices(), batch.close, batch.volume)
         frame = pl.DataFrame(
             {
@@ -262,7 +334,7 @@ class CountedLog:
             pl.lit(number, pl.Int32).alias("source"),
             pl.lit(batch.interval).alias("interval"),
         )
-        return frame if mine.all() else frame.filter(mine[batch.codes])
+        return frame if mine.all() else frame.filter(mine)
 
     def _code(self, symbol: str) -> int:
         return self._index.setdefault(symbol, len(self._index))
@@ -270,15 +342,21 @@ class CountedLog:
     async def _letters(self, provider: str, from_ts: int, to_ts: int) -> list[DeadLetter]:
         """Events of `provider` in the range that were set aside, published or about to be."""
         payloads: list[bytes] = []
+        places = set()
         if self._letters_topic in self._topics:
             records = await self._bus.scan(self._letters_topic, 0, provider, from_ts, to_ts)
             payloads = [record.payload for record in records]
+            log_id = self._topics[self._letters_topic].log_id
+            places = {(log_id, record.offset) for record in records}
         known = set(payloads)
         payloads += [payload for payload in self._unpublished if payload not in known]
+        letters = [letter for payload in payloads for letter in decode_letters(payload)]
+        if self._covering:
+            wanted = Selection(from_ts, to_ts, provider)
+            letters += self._covering.letters(wanted, places)
         return [
             letter
-            for payload in payloads
-            for letter in decode_letters(payload)
+            for letter in letters
             if letter.provider == provider and from_ts <= letter.src_ts < to_ts
         ]
 

@@ -18,7 +18,9 @@ from market_data_core.intervals import NS_PER_MS, NS_PER_S
 from market_data_core.records import TopicInfo
 from market_data_pipeline.backends import Backends
 from market_data_pipeline.bus import codec
-from market_data_pipeline.observe import Observer
+from market_data_pipeline.generations import Generations
+from market_data_pipeline.live_producer import LiveProducer
+from market_data_pipeline.observe import Observer, Waiting
 from market_data_pipeline.producer import Producer, ProducerSettings
 from market_data_pipeline.routing.feedback import FeedbackTopic
 from market_data_pipeline.windows.assigner import WindowSpec
@@ -41,28 +43,47 @@ class Progress:
     Attributes:
         produced: events appended by this run.
         note: what the run is waiting for, "" if it works.
-        batcher: the micro-batcher at work, if any.
+        batchers: the micro-batchers of this run, by topic the latest last; some may have ended.
     """
 
     def __init__(self) -> None:
         self.produced = 0
         self.note = ""
-        self.batcher: MicroBatcher | None = None
+        self.batchers: list[tuple[str, MicroBatcher]] = []
 
     @property
     def counts(self) -> Counts:
-        """The conservation equation as of the latest commit."""
-        return self.batcher.counts if self.batcher else Counts()
+        """The conservation equation as of the latest commit, over all topics that are read."""
+        total = Counts()
+        for batcher in dict(self.batchers).values():  # of a topic, the latest tells all
+            total.add(batcher.counts)
+        return total
 
     @property
     def written(self) -> WriteCounts:
         """What the store did with the bars so far."""
-        return self.batcher.written if self.batcher else WriteCounts()
+        total = WriteCounts()
+        for _, batcher in self.batchers:
+            total.add(batcher.written)
+        return total
+
+    @property
+    def received(self) -> int:
+        """Events received during this run."""
+        return sum(batcher.received for _, batcher in self.batchers)
+
+    @property
+    def span(self) -> tuple[int, int] | None:
+        """Least and greatest start of the bars written, UTC ns; None if there are none."""
+        spans = [batcher.span for _, batcher in self.batchers if batcher.span]
+        if not spans:
+            return None
+        return min(first for first, _ in spans), max(last for _, last in spans)
 
     @property
     def open_windows(self) -> int:
         """Base windows that wait; costs a pass over what they hold."""
-        return self.batcher.open_windows if self.batcher else 0
+        return sum(batcher.open_windows for batcher in dict(self.batchers).values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +91,8 @@ class Summary:
     """What a run did.
 
     Attributes:
-        topic: the topic it read.
-        counts: the conservation equation of the topic.
+        topic: the topic it read; of a live run, that of the first generation.
+        counts: the conservation equation of the topic, over all generations.
         written: what the store did with the bars.
         received: events received during this run.
         seconds: how long it took, to the last commit.
@@ -113,15 +134,18 @@ class Assembly:
         self.settings = settings
         self.bus, self.store, self.clock = backends.bus, backends.store, backends.clock
         self.spec = window_spec(settings)
+        self.generations = Generations(self.bus, settings.bus.events_topic, self.clock)
         self.member = member_name()
         self.progress = Progress()
+        self._waiting = Waiting()
 
     async def result_topics(self, bars_topic: str) -> None:
         """Create the topics that results are published to, if they do not exist."""
-        await self.bus.create_topic(bars_topic, self.settings.bus.partitions)
+        if await self.bus.find_topic(bars_topic) is None:
+            await self.bus.create_topic(bars_topic, self.settings.bus.partitions)
         await self.bus.create_topic(LETTERS_TOPIC, 1)
 
-    def produced(self, producer: Producer) -> None:
+    def produced(self, producer: Producer | LiveProducer) -> None:
         """Take a producer's count over into the run's progress."""
         self.progress.produced += producer.produced
         producer.produced = 0
@@ -135,7 +159,7 @@ class Assembly:
             FencedError: another process has taken over.
         """
         began = time.perf_counter()
-        self.progress.batcher = batcher
+        self.progress.batchers = [(info.name, batcher)]
         try:
             await batcher.run(stop, drain_s)
         except FencedError as error:
@@ -159,10 +183,19 @@ class Assembly:
         )
         return Producer(self.bus, codec, info, provider, settings, self.clock, sources)
 
+    def live_producer(self, provider: str) -> LiveProducer:
+        """A producer for the generations of the live topic."""
+        return LiveProducer(
+            self.generations,
+            lambda info: self.producer(info, provider),
+            self.spec,
+            self.clock.now_ns(),
+        )
+
     def batcher(
         self, info: TopicInfo, bars_topic: str, live: bool, guard: Claim | None = None
     ) -> MicroBatcher:
-        """A micro-batcher for the live topic, or for a lane under its guard."""
+        """A micro-batcher for a generation of the live topic, or for a lane under its guard."""
         bus, batch = self.settings.bus, self.settings.micro_batch
         future_ns = batch.max_future_ms * NS_PER_MS
         settings = BatcherSettings(
@@ -177,14 +210,14 @@ class Assembly:
             retention_bytes=bus.retention.max_bytes,
             pending_rows_max=batch.pending_rows_max,
         )
-        raw = RawEvents(self.bus, codec, LETTERS_TOPIC, future_ns, bus.events_topic)
+        raw = RawEvents(self.bus, codec, LETTERS_TOPIC, future_ns, self.generations)
         history = LaneHistory(
             self.bus,
             self.store,
             raw,
             bus.group,
             info.name,
-            bus.events_topic,
+            self.generations,
             info.partitions,
             self.spec,
         )
@@ -195,10 +228,11 @@ class Assembly:
             live,
             batch.max_symbols_in_metrics,
             codec.oldest_ingest,
+            self._waiting,
         )
         commits = CoordinatedCommits(
             self.store,
-            _COORDINATOR,
+            _COORDINATOR + info.name.removeprefix(bus.events_topic) if live else _COORDINATOR,
             capacity=settings.pending_rows_max,
             feedback=[FeedbackTopic(self.bus, sender=self.member)] if live else (),
             timed=observer.store_write,
@@ -217,4 +251,5 @@ class Assembly:
             commits,
             history,
             guard,
+            self.generations if live else None,
         )

@@ -76,12 +76,12 @@ def _tell(run: TrackedRun, job: Job, progress: Progress) -> None:
     if job.rows == "events":
         run.progress(rows_written=progress.produced)
         return
-    written, batcher = progress.written, progress.batcher
-    first, last = (batcher and batcher.span) or (None, None)
+    written = progress.written
+    first, last = progress.span or (None, None)
     run.progress(
         rows_written=written.inserted + written.updated,
         rows_failed=written.bad,
         min_ts=first,
         max_ts=last,
-        metadata={"events": batcher.received if batcher else 0},
+        metadata={"events": progress.received},
     )

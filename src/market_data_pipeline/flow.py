@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from market_data_core import registry
 from market_data_core.config import Settings
 from market_data_core.contracts.provider import LiveProvider, Recording, Subscription
-from market_data_core.records import TopicInfo
+from market_data_pipeline.archive.archiver import archiver_of
+from market_data_pipeline.archive.settings import Archived
 from market_data_pipeline.assembly import Assembly, Progress, Summary
 from market_data_pipeline.backends import Backends
 from market_data_pipeline.lanes import Lanes
+from market_data_pipeline.live_batchers import LiveBatchers
 from market_data_pipeline.patience import patient
 from market_data_pipeline.pump import Pump
 from market_data_pipeline.routing.feedback import FeedbackListener
@@ -42,9 +45,17 @@ class Flow:
         """How the run is doing."""
         return self._parts.progress
 
-    async def record(self, recording: Recording, stop: asyncio.Event) -> Summary:
-        """Carry one recording from its first event to its last bar; resumes where it stood."""
-        return await Lanes(self._parts).record(recording, stop)
+    async def record(
+        self, recording: Recording, stop: asyncio.Event, speed: float | None = None
+    ) -> Summary:
+        """Carry one recording from its first event to its last bar; resumes where it stood.
+
+        Args:
+            recording: what to carry.
+            stop: ends the work.
+            speed: how many times faster than their own time events are carried; None: at once.
+        """
+        return await Lanes(self._parts, speed).record(recording, stop)
 
     async def produce(
         self, providers: Mapping[str, LiveProvider], symbols: tuple[str, ...], stop: asyncio.Event
@@ -56,13 +67,11 @@ class Flow:
         Raises:
             UsageError: a vendor refuses what is asked for.
         """
-        info = await self._live_topic()
+        await self._live_topics()
         rate = RateCoordinator()
         router = ProviderRouter(providers, rate)
         tasks: list[asyncio.Task[Any]] = [
-            asyncio.create_task(
-                self._pump(provider, info).run(router.feed(kind, Subscription(symbols)))
-            )
+            asyncio.create_task(self._pump(provider).run(router.feed(kind, Subscription(symbols))))
             for kind, provider in providers.items()
         ]
         listener = FeedbackListener(self._parts.bus, rate.on_feedback)
@@ -87,8 +96,8 @@ class Flow:
                 raise outcome
         return self._parts.progress.produced
 
-    def _pump(self, provider: LiveProvider, info: TopicInfo) -> Pump:
-        producer = self._parts.producer(info, provider.name)
+    def _pump(self, provider: LiveProvider) -> Pump:
+        producer = self._parts.live_producer(provider.name)
         linger_s = self._parts.settings.bus.linger_ms / 1e3
         return Pump(producer, linger_s, self._parts.produced)
 
@@ -99,9 +108,26 @@ class Flow:
             stop: ends the work; what was read is committed.
             drain: after `stop`, first read what is there (for at most ten seconds).
         """
-        info = await self._live_topic()
-        batcher = self._parts.batcher(info, self._parts.settings.bus.bars_topic, live=True)
-        return await self._parts.work(batcher, info, stop, _DRAIN_S if drain else 0.0)
+        await self._live_topics()
+        return await LiveBatchers(self._parts, _DRAIN_S if drain else 0.0).run(stop)
+
+    async def archive(
+        self, stop: asyncio.Event, root: Path, *, once: bool, lanes: bool
+    ) -> Archived:
+        """Write the live topic and its dead letters to the archive until `stop` is set.
+
+        Args:
+            stop: ends the work; what was read is written.
+            root: the archive's folder.
+            once: end by itself once what is there now is archived.
+            lanes: recordings' topics too.
+
+        Raises:
+            UsageError: the folder cannot be used, or is not the one used so far.
+        """
+        done = await archiver_of(self._parts, root, lanes).run(stop, once)
+        self._parts.progress.produced = done.events
+        return done
 
     async def live(
         self, providers: Mapping[str, LiveProvider], symbols: tuple[str, ...], stop: asyncio.Event
@@ -124,10 +150,11 @@ class Flow:
         await feeding
         return summary
 
-    async def _live_topic(self) -> TopicInfo:
+    async def _live_topics(self) -> None:
         bus = self._parts.settings.bus
         await patient(lambda: self._parts.result_topics(bus.bars_topic))
-        return await patient(lambda: self._parts.bus.create_topic(bus.events_topic, bus.partitions))
+        outside = bus.type == "kafka"  # whose own tools can add partitions
+        await patient(lambda: self._parts.generations.open(bus.partitions, enter=outside))
 
 
 def open_providers(

@@ -16,6 +16,7 @@ from market_data_core.errors import DamagedFileError, LogLostError, OutOfOrder, 
 from market_data_core.intervals import NS_PER_MS, NS_PER_S
 from market_data_core.records import TopicInfo
 from market_data_pipeline.assembly import Assembly, Summary
+from market_data_pipeline.pace import Pace
 from market_data_pipeline.patience import patient
 from market_data_pipeline.windows.checkpoint import Counts, decode_checkpoint
 from market_data_pipeline.windows.recovery import loss
@@ -45,10 +46,11 @@ class Lanes:
 
     Args:
         parts: what to carry them with.
+        speed: how many times faster than their own time events are carried; None: at once.
     """
 
-    def __init__(self, parts: Assembly) -> None:
-        self._parts = parts
+    def __init__(self, parts: Assembly, speed: float | None = None) -> None:
+        self._parts, self._speed = parts, speed
 
     async def record(self, recording: Recording, stop: asyncio.Event) -> Summary:
         """Carry one recording from its first event to its last bar; resumes where it stood.
@@ -172,23 +174,26 @@ class Lanes:
             bounds = await self._parts.bus.bounds(info.name, number)
             if bounds.next > bounds.first:
                 last = await self._parts.bus.poll(info.name, {number: bounds.next - 1}, 1, 0)
-                newest = max(newest, last[number][0].append_ts)
+                now = self._parts.clock.now_ns()  # a last record that is gone was not the oldest
+                newest = max(newest, last[number][0].append_ts if last else now)
         return newest
 
     async def _feed(self, recording: Recording, info: TopicInfo, stop: asyncio.Event) -> None:
         bus, numbers = self._parts.bus, range(info.partitions)
-        bounds = await patient(lambda: asyncio.gather(*(bus.bounds(info.name, p) for p in numbers)))
-        producer = self._parts.producer(info, "", sources=[b.source for b in bounds])
+        held = await patient(lambda: asyncio.gather(*(bus.source(info.name, p) for p in numbers)))
+        producer = self._parts.producer(info, "", sources=held)
+        pace = Pace(self._speed, max(held))
         items = recording.read()
         coming = asyncio.ensure_future(asyncio.to_thread(_take, items))
         while not stop.is_set():
             some, error = await coming
             coming = asyncio.ensure_future(asyncio.to_thread(_take, items))  # read ahead
             for item in some:
-                producer.add(item)
-                if producer.full:
-                    await producer.flush()
-                    self._parts.produced(producer)
+                async for part in pace.parts(item, stop):
+                    producer.add(part)
+                    if producer.full or pace.holds:
+                        await producer.flush()
+                        self._parts.produced(producer)
             if error:
                 await producer.flush()
                 self._parts.produced(producer)

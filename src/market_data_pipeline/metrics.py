@@ -86,6 +86,26 @@ RETRIES = Counter(
     ["component"],
 )
 
+ARCHIVE_ROWS = Counter(
+    "archive_rows_total",
+    "Rows in files that the archiver has published: `events`, or `set_aside` (what was rejected, "
+    "and dead letters).",
+    ["kind"],
+)
+ARCHIVE_FILES = Counter(
+    "archive_files_total",
+    "Files that the archiver has published.",
+)
+ARCHIVE_BYTES = Counter(
+    "archive_bytes_total",
+    "Bytes of those files.",
+)
+ARCHIVE_WAITING_BYTES = Gauge(
+    "archive_waiting_bytes",
+    "Memory that events take which wait for the archiver to write them, in bytes, as it is "
+    "reckoned against archive.memory_bytes_max.",
+)
+
 # Feedback is handled in microseconds; above 10 ms an event loop is overloaded.
 _FEEDBACK_MS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 50.0, 100.0)
 

@@ -15,6 +15,24 @@ from market_data_store.metrics import STORE_BARS_WRITE_LATENCY_SECONDS, STORE_BA
 _OUTCOMES = ("received", "stored", "deduplicated", "late", "dead_lettered", "lost")
 
 
+class Waiting:
+    """What waits in all micro-batchers of a process, by topic; their sums are gauges."""
+
+    def __init__(self) -> None:
+        self._windows: dict[str, int] = {}
+        self._events: dict[str, int] = {}
+
+    def windows(self, topic: str, count: int) -> None:
+        """So many windows of the topic are open."""
+        self._windows[topic] = count
+        metrics.MICROBATCH_OPEN_WINDOWS.set(sum(self._windows.values()))
+
+    def events(self, topic: str, count: int) -> None:
+        """So many events of the topic are open."""
+        self._events[topic] = count
+        metrics.PIPELINE_EVENTS_OPEN.set(sum(self._events.values()))
+
+
 class Observer:
     """The metrics of one worker.
 
@@ -26,6 +44,7 @@ class Observer:
         symbols_max: how many symbols get a label of their own.
         oldest_ingest: when the oldest event of a payload was first seen, UTC ns; None if the
             payload does not tell.
+        waiting: shared by the workers of a process; None for one that is alone.
     """
 
     def __init__(
@@ -36,7 +55,9 @@ class Observer:
         live: bool,
         symbols_max: int,
         oldest_ingest: Callable[[bytes], int | None] = lambda _: None,
+        waiting: Waiting | None = None,
     ) -> None:
+        self._topic, self._waiting = topic, waiting or Waiting()
         self._live = live
         self._oldest_ingest = oldest_ingest
         self._length = metrics.BoundedLabel(metrics.VALUES_MAX)
@@ -47,7 +68,7 @@ class Observer:
     def alive(self, now_ns: int, open_windows: int) -> None:
         """The worker went round its loop."""
         metrics.PIPELINE_HEARTBEAT_TIMESTAMP_SECONDS.labels("micro_batcher").set(now_ns / 1e9)
-        metrics.MICROBATCH_OPEN_WINDOWS.set(open_windows)
+        self._waiting.windows(self._topic, open_windows)
 
     def adopted(self, partition: int, counts: Counts) -> None:
         """A partition was taken over; what its earlier owners counted is not counted again."""
@@ -90,7 +111,7 @@ class Observer:
         """What the store did with the bars of a commit."""
         for status in ("inserted", "updated", "unchanged", "kept", "bad"):
             STORE_BARS_WRITTEN.labels("upsert", status).inc(getattr(counts, status))
-        metrics.PIPELINE_EVENTS_OPEN.set(open_events)
+        self._waiting.events(self._topic, open_events)
 
     @staticmethod
     def error(reason: str) -> None:

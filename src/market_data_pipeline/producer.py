@@ -6,7 +6,7 @@ latency and a busy one high throughput. What `flush` has returned for is durable
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -138,6 +138,15 @@ class Producer:
             return None
         refused = np.array([not is_symbol(symbol) for symbol in symbols])
         return refused if refused.any() else None
+
+    @property
+    def greatest(self) -> Mapping[str, int]:
+        """Provider -> greatest src_ts that is believed, UTC ns, of what was written."""
+        return self._greatest
+
+    def reached(self, provider: str, ts: int) -> None:
+        """The provider has reached `ts`, UTC ns, in events that are written elsewhere."""
+        self._greatest[provider] = max(self._greatest.get(provider, ts), ts)
 
     @property
     def full(self) -> bool:
@@ -276,11 +285,15 @@ class Producer:
         payloads = self._codec.encode_events(batch, self._settings.codec)
         if self._settings.codec == "columnar":
             span = int(batch.src_ts.min()), int(batch.src_ts.max())
+            only = batch.symbols[0] if len(batch.symbols) == 1 else ""
             for payload in payloads:
-                yield Entry(partition, payload, len(batch), batch.provider, *span, reached)
+                yield Entry(
+                    partition, payload, len(batch), batch.provider, *span, reached, symbol=only
+                )
             return
-        for ts, payload in zip(batch.src_ts.tolist(), payloads, strict=True):
-            yield Entry(partition, payload, 1, batch.provider, ts, ts, reached)
+        symbols = (batch.symbols[code] for code in batch.codes.tolist())
+        for ts, symbol, payload in zip(batch.src_ts.tolist(), symbols, payloads, strict=True):
+            yield Entry(partition, payload, 1, batch.provider, ts, ts, reached, symbol=symbol)
 
     def _progress(self, entries: Sequence[Entry]) -> list[Entry]:
         """Marks for partitions in which a window could close but whose symbols are quiet.

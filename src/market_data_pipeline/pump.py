@@ -7,7 +7,10 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 
 from market_data_core.contracts.provider import FeedState, Item
+from market_data_pipeline.live_producer import LiveProducer
 from market_data_pipeline.producer import Producer
+
+AnyProducer = Producer | LiveProducer
 
 
 class Pump:
@@ -23,7 +26,7 @@ class Pump:
     """
 
     def __init__(
-        self, producer: Producer, linger_s: float, written: Callable[[Producer], None]
+        self, producer: AnyProducer, linger_s: float, written: Callable[[AnyProducer], None]
     ) -> None:
         self._producer = producer
         self._linger_s, self._written = linger_s, written

@@ -187,7 +187,8 @@ class TrackedRun:
     async def _rest(self, seconds: float) -> None:
         """Until the end comes, or for so long."""
         try:
-            await asyncio.wait_for(self._ending.wait(), seconds)
+            async with asyncio.timeout(seconds):
+                await self._ending.wait()
         except TimeoutError:
             return
 

@@ -60,8 +60,10 @@ async def open_ready_store(uri: str, clock: Clock | None = None) -> Store:
     """
     store = await asyncio.to_thread(open_store, uri, clock)
     try:
+        # asked before how far it is behind: another process may be making it just now
+        made = embedded_file(uri) is None and (await store.inspect()).schema
         steps = await store.schema_behind()
-        if steps and embedded_file(uri) is None and (await store.inspect()).schema:
+        if steps and made:
             behind = "1 step" if steps == 1 else f"{steps} steps"
             msg = (
                 f"the schema of {redact(uri)} is {behind} behind this release; "

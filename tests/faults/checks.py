@@ -1,16 +1,15 @@
 """What must hold of a deployment once all is quiet, derived from the log alone.
 
-The bus's files are read back item by item, the reference implementation decides what every event
+The bus is read back item by item, the reference implementation decides what every event
 must have become, and store, checkpoints, ledger and published bars are held against that.
 """
 
 from __future__ import annotations
 
-import asyncio
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
 
+from tests.faults import buses
 from tests.faults.lab import ALLOW_LATE_MS, BASE_MS, EVENTS, HORIZON_MS, LETTERS, Lab
 
 from market_data_core.bars import BarBatch
@@ -31,55 +30,35 @@ from market_data_core.testing.oracle import (
 )
 from market_data_core.wire import BatchBuilder
 from market_data_pipeline.bus import codec
-from market_data_pipeline.bus.embedded import EmbeddedBus
 from market_data_pipeline.windows.checkpoint import Checkpoint, Counts, decode_checkpoint
 
 StoredKey = tuple[str, str, str, int]
 """provider, symbol, interval, start of the window (UTC ns)."""
-_POLL_BYTES = 1 << 26
 _VALUES = "open, high, low, close, volume, vwap, trade_count"
 
 
-@dataclass(frozen=True)
-class Topic:
-    """A topic read to its end: the records of each partition, and the log's own count of events."""
-
-    name: str
-    records: list[list[Record]]
-    received: list[int]
-
-
-def read_topic(lab: Lab, name: str) -> Topic:
+def read_topic(lab: Lab, name: str) -> buses.Topic:
     """All that a topic holds."""
-    return asyncio.run(_read_topic(lab, name))
+    return lab.topics.ask(lambda bus: buses.read(bus, name))
 
 
-async def _read_topic(lab: Lab, name: str) -> Topic:
-    bus = EmbeddedBus(lab.home / "bus")
-    try:
-        info = await bus.find_topic(name)
-        if info is None:
-            return Topic(name, [], [])
-        records: list[list[Record]] = []
-        received = []
-        for partition in range(info.partitions):
-            bounds = await bus.bounds(name, partition)
-            found: list[Record] = []
-            position = bounds.first
-            while position < bounds.next:
-                polled = await bus.poll(name, {partition: position}, _POLL_BYTES, 0)
-                found += polled[partition]
-                position = found[-1].offset + 1
-            records.append(found)
-            received.append(bounds.received)
-        return Topic(name, records, received)
-    finally:
-        await bus.close()
+def received(lab: Lab, name: str) -> int:
+    """Events that a topic has received, by the log's own count."""
+    return sum(lab.topics.ask(lambda bus: buses.received(bus, name)))
+
+
+def all_read(lab: Lab, name: str) -> bool:
+    """Whether the checkpoints count every event of the topic."""
+    places, events = checkpoints(lab, name), lab.topics.ask(lambda bus: buses.received(bus, name))
+    return all(
+        count == 0 or (p in places and places[p].counts.received == count)
+        for p, count in enumerate(events)
+    )
 
 
 def topic_names(lab: Lab) -> list[str]:
     """The topics that there are."""
-    return sorted(path.stem for path in (lab.home / "bus").glob("*.db"))
+    return [info.name for info in lab.topics.ask(lambda bus: bus.topics())]
 
 
 def lane_topics(lab: Lab) -> list[str]:
@@ -121,7 +100,7 @@ def checkpoints(lab: Lab, topic: str) -> dict[int, Checkpoint]:
     """Each partition's place."""
     rows = lab.query(
         f"SELECT partition, checkpoint FROM partitions WHERE topic = '{topic}' "
-        "AND checkpoint IS NOT NULL"
+        f"AND checkpoint IS NOT NULL AND consumer_group = '{lab.group}'"
     )
     return {partition: decode_checkpoint(checkpoint) for partition, checkpoint in rows}
 
@@ -240,6 +219,6 @@ def _rows(batch: BarBatch) -> Iterator[tuple[StoredKey, OracleBar]]:
 
 
 def check_files(lab: Lab) -> None:
-    """Every file is a sound database."""
+    """Every file of the deployment is a sound database."""
     for file in lab.files:
         assert file.query("PRAGMA integrity_check") == [("ok",)], file.path

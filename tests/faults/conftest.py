@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.faults.lab import Lab
+from tests.conftest import _missing
+from tests.faults.brokers import BehindProxies
+from tests.faults.buses import Log, on_kafka, on_redis
+from tests.faults.lab import THOROUGH, Lab
 from tests.faults.stores import Database, PostgresSchema
 
 
@@ -20,30 +23,84 @@ def _interruptible() -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run a module's tests on each of its STORES; on a file where it names none."""
-    if "new_database" in metafunc.fixturenames:
-        stores = getattr(metafunc.module, "STORES", ("sqlite",))
-        metafunc.parametrize("new_database", stores, indirect=True)
+    """Run a module's tests on each of its DEPLOYMENTS, on files where it names none.
+
+    In the long campaign, who names a server as the bus is tried on all buses with all stores.
+    """
+    named = [mark.args[0] for mark in metafunc.definition.iter_markers("parametrize")]
+    if "deployment" not in metafunc.fixturenames or any("deployment" in n for n in named):
+        return
+    found = getattr(metafunc.module, "DEPLOYMENTS", ("embedded-sqlite",))
+    if THOROUGH and not all(name.startswith("embedded") for name in found):
+        found = [f"{bus}-{store}" for bus in LOGS for store in DATABASES]
+    metafunc.parametrize("deployment", found, indirect=True)
 
 
 @pytest.fixture
-def new_database(request: pytest.FixtureRequest) -> Callable[[], Database | None]:
-    """Makes the store of a deployment; None for a file in its folder."""
-    if request.param == "sqlite":
-        return lambda: None
+def deployment(
+    request: pytest.FixtureRequest,
+) -> tuple[Callable[[], Log | None], Callable[[], Database | None]]:
+    """Makes the bus and the store of a deployment; None for files in its folder."""
+    bus, store = request.param.split("-")
+    return LOGS[bus](request), DATABASES[store](request)
+
+
+def _on_redis(request: pytest.FixtureRequest) -> Callable[[], Log]:
+    server = request.getfixturevalue("redis_server")
+    return lambda: on_redis(server)
+
+
+def _on_kafka(request: pytest.FixtureRequest) -> Callable[[], Log]:
+    server = request.getfixturevalue("kafka")
+    return lambda: on_kafka(server)
+
+
+def _on_postgres(request: pytest.FixtureRequest) -> Callable[[], Database]:
     server = request.getfixturevalue("postgres")
     return lambda: PostgresSchema(server)
 
 
+def _in_files(_: pytest.FixtureRequest) -> Callable[[], None]:
+    return lambda: None
+
+
+LOGS: dict[str, Callable[[pytest.FixtureRequest], Callable[[], Log | None]]] = {
+    "embedded": _in_files,
+    "redis": _on_redis,
+    "kafka": _on_kafka,
+}
+DATABASES: dict[str, Callable[[pytest.FixtureRequest], Callable[[], Database | None]]] = {
+    "sqlite": _in_files,
+    "postgres": _on_postgres,
+}
+
+
+@pytest.fixture(scope="session")
+def kafka() -> Iterator[BehindProxies]:
+    """A Kafka broker that is reached by other ways too; one for each process of the tests."""
+    from tests.servers import kafka
+
+    with kafka.running(kind=BehindProxies) as server:
+        if server is None:
+            _missing(kafka.MISSING)
+        assert isinstance(server, BehindProxies)
+        try:
+            yield server
+        finally:
+            server.close()
+
+
 @pytest.fixture
 def make_lab(
-    tmp_path: Path, new_database: Callable[[], Database | None]
+    tmp_path: Path,
+    deployment: tuple[Callable[[], Log | None], Callable[[], Database | None]],
 ) -> Iterator[Callable[..., Lab]]:
     """Makes deployments; their processes end with the test."""
     made: list[Lab] = []
+    new_log, new_database = deployment
 
     def make(name: str = "lab", **settings: Any) -> Lab:
-        made.append(Lab(tmp_path / name, new_database(), **settings))
+        made.append(Lab(tmp_path / name, new_database(), new_log(), **settings))
         return made[-1]
 
     yield make

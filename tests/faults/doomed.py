@@ -1,6 +1,7 @@
 """``mdp`` that kills itself at a chosen write boundary of the bus or the store, if told to.
 
-The store is a SQLite file, or whatever psycopg is connected to.
+The store is a SQLite file, or whatever psycopg is connected to. A topic is a SQLite file, or on a
+server: then ``append`` is a call of the bus, and ``EVALSHA`` and ``produce`` are what it sends.
 
 ``MDP_DOOM=store:COMMIT:after:3`` means: right after the third COMMIT on a store's connection,
 kill -9. The first word is ``store``, how a topic's name begins, or ``bus`` for any topic; the
@@ -21,7 +22,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-BOUNDARIES = (
+_STORE = (
     "store:BEGIN:after",
     "store:INSERT INTO bars:after",
     "store:UPDATE partitions:after",
@@ -29,16 +30,32 @@ BOUNDARIES = (
     "store:COMMIT:before",
     "store:COMMIT:after",
     "store:DELETE FROM outbox:after",
-    "bus:BEGIN:after",
-    "bus:INSERT INTO log:after",
-    "bus:UPDATE heads:after",
-    "bus:COMMIT:before",
-    "bus:COMMIT:after",
-    "mdp.bars:COMMIT:before",
-    "mdp.bars:COMMIT:after",
-    "mdp.dlq:COMMIT:before",
 )
-"""Everything after which, or before which, a death could matter."""
+_SERVED = (
+    "mdp.bars:append:before",
+    "mdp.bars:append:after",
+    "mdp.dlq:append:before",
+    "bus:append:after",
+)
+_ON: dict[str, tuple[str, ...]] = {
+    "embedded": (
+        "mdp.bars:COMMIT:before",
+        "mdp.dlq:COMMIT:before",
+        "mdp.bars:COMMIT:after",
+        "bus:BEGIN:after",
+        "bus:INSERT INTO log:after",
+        "bus:UPDATE heads:after",
+        "bus:COMMIT:before",
+        "bus:COMMIT:after",
+    ),
+    "redis": (*_SERVED, "bus:EVALSHA:before", "bus:EVALSHA:after"),
+    "kafka": (*_SERVED, "bus:produce:before", "bus:produce:after"),
+}
+
+
+def boundaries(bus: str) -> tuple[str, ...]:
+    """Everything after which, or before which, a death could matter."""
+    return _ON[bus] + _STORE
 
 
 class _Doom:
@@ -49,9 +66,8 @@ class _Doom:
         self._left = int(count)
         self._counting = threading.Lock()
 
-    def strike(self, path: Path, statement: object, when: str) -> None:
-        """Die if this is the statement."""
-        place = "store" if path.name == "store.db" else path.name.removesuffix(".db")
+    def strike(self, place: str, statement: object, when: str) -> None:
+        """Die if this is the statement; `place` is a topic, ``bus`` for any, or ``store``."""
         statement = statement.decode() if isinstance(statement, bytes) else str(statement)
         named = place.startswith(self.place) or (self.place == "bus" and place != "store")
         if not named or when != self.when or not statement.lstrip().startswith(self.verb):
@@ -67,19 +83,19 @@ def _connections_of(doom: _Doom) -> type[sqlite3.Connection]:
         """A connection whose statements are counted."""
 
         def __init__(self, database: Any, *args: Any, **options: Any) -> None:
-            self._path = Path(database)
+            self._place = Path(database).name.removesuffix(".db")
             super().__init__(database, *args, **options)
 
         def execute(self, sql: str, parameters: Any = (), /) -> sqlite3.Cursor:
-            doom.strike(self._path, sql, "before")
+            doom.strike(self._place, sql, "before")
             cursor = super().execute(sql, parameters)
-            doom.strike(self._path, sql, "after")
+            doom.strike(self._place, sql, "after")
             return cursor
 
         def executemany(self, sql: str, parameters: Any, /) -> sqlite3.Cursor:
-            doom.strike(self._path, sql, "before")
+            doom.strike(self._place, sql, "before")
             cursor = super().executemany(sql, parameters)
-            doom.strike(self._path, sql, "after")
+            doom.strike(self._place, sql, "after")
             return cursor
 
     return Doomed
@@ -89,13 +105,11 @@ def _doom_psycopg(doom: _Doom) -> None:
     """Count the statements of all connections, those that begin and end transactions too."""
     from psycopg import AsyncConnection, AsyncCursor
 
-    path = Path("store.db")
-
     def counted(method: Callable[..., Any]) -> Callable[..., Any]:
         async def call(self: Any, statement: Any, *args: Any, **options: Any) -> Any:
-            doom.strike(path, statement, "before")
+            doom.strike("store", statement, "before")
             done = await method(self, statement, *args, **options)
-            doom.strike(path, statement, "after")
+            doom.strike("store", statement, "after")
             return done
 
         return call
@@ -105,15 +119,15 @@ def _doom_psycopg(doom: _Doom) -> None:
     @asynccontextmanager
     async def counted_copy(self: Any, statement: Any, *args: Any, **options: Any) -> Any:
         named = statement.replace("COPY", "INSERT INTO", 1)  # another way to do the same
-        doom.strike(path, named, "before")
+        doom.strike("store", named, "before")
         async with copy(self, statement, *args, **options) as copying:
             yield copying
-        doom.strike(path, named, "after")
+        doom.strike("store", named, "after")
 
     def counted_command(self: Any, statement: Any, *args: Any) -> Any:
-        doom.strike(path, statement, "before")
+        doom.strike("store", statement, "before")
         yield from command(self, statement, *args)
-        doom.strike(path, statement, "after")
+        doom.strike("store", statement, "after")
 
     changed: Any = AsyncCursor
     changed.execute, changed.executemany = (
@@ -122,6 +136,46 @@ def _doom_psycopg(doom: _Doom) -> None:
     )
     changed.copy = counted_copy
     AsyncConnection._exec_command = counted_command  # type: ignore[assignment,method-assign]
+
+
+def _doom_servers(doom: _Doom) -> None:
+    """Count what is appended on servers, and what is sent to them for that."""
+    import confluent_kafka
+    from redis.asyncio import Redis
+
+    from market_data_pipeline.bus import _kafka_link
+    from market_data_pipeline.bus._kafka_bus import KafkaBus
+    from market_data_pipeline.bus.redis import RedisBus
+
+    def counted(append: Callable[..., Any]) -> Callable[..., Any]:
+        async def call(self: Any, topic: str, entries: Any) -> None:
+            doom.strike(topic, "append", "before")
+            await append(self, topic, entries)
+            doom.strike(topic, "append", "after")
+
+        return call
+
+    execute: Any = Redis.execute_command
+
+    async def command(self: Any, *words: Any, **options: Any) -> Any:
+        doom.strike("bus", words[0], "before")
+        answer = await execute(self, *words, **options)
+        doom.strike("bus", words[0], "after")
+        return answer
+
+    class Producer(confluent_kafka.Producer):
+        """A producer whose messages are counted."""
+
+        def produce(self, *args: Any, **options: Any) -> None:
+            doom.strike("bus", "produce", "before")
+            super().produce(*args, **options)
+            doom.strike("bus", "produce", "after")
+
+    for bus in (RedisBus, KafkaBus):
+        changed: Any = bus
+        changed.append = counted(changed.append)
+    Redis.execute_command = command  # type: ignore[method-assign]
+    setattr(_kafka_link, "Producer", Producer)  # noqa: B010  (which it does not offer)
 
 
 def main() -> None:
@@ -141,4 +195,6 @@ def main() -> None:
         sqlite3.connect = doomed_connect  # type: ignore[assignment]
         if doom.place == "store":
             _doom_psycopg(doom)
+        else:
+            _doom_servers(doom)
     mdp()

@@ -15,7 +15,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
+from tests.faults.buses import Files, Log
+from tests.faults.doomed import boundaries
 from tests.faults.stores import Database, SqliteFile, ordered
+
+from market_data_core.config import BusSettings
 
 T = TypeVar("T")
 
@@ -25,7 +29,8 @@ BASE_MS, ALLOW_LATE_MS, HORIZON_MS = 2_000, 500, 5_000
 WINDOWS = ("2s", "10s")
 KILLS = int(os.environ.get("MDP_FAULT_RUNS", "6"))
 """How many kills have to hit a live process."""
-_THOROUGH = KILLS >= 50
+THOROUGH = KILLS >= 50
+"""Whether this is the long campaign."""
 _MDP = "from market_data_pipeline.cli import main; main()"
 _DOOMED = "from tests.faults.doomed import main; main()"
 _PAUSE_S = 0.01
@@ -33,7 +38,7 @@ _PAUSE_S = 0.01
 
 def cases(values: Sequence[T], few: int) -> Sequence[T]:
     """All values in the long campaign, the first `few` of them otherwise."""
-    return values if _THOROUGH else values[:few]
+    return values if THOROUGH else values[:few]
 
 
 def wait_until(holds: Callable[[], object], what: str, seconds: float = 30.0) -> None:
@@ -71,11 +76,20 @@ class Worker:
 
     def opened(self, folder: Path) -> bool:
         """Whether it has a file under `folder` open."""
+        return any(path.is_relative_to(folder) for path in self._open)
+
+    @property
+    def _open(self) -> list[Path]:
         found = []
         for link in Path(f"/proc/{self.process.pid}/fd").iterdir():
             with suppress(FileNotFoundError):
                 found.append(link.readlink())
-        return any(path.is_relative_to(folder) for path in found)
+        return found
+
+    @property
+    def runs(self) -> bool:
+        """Whether its event loop is there, which wakes itself through a socket."""
+        return any(path.name.startswith("socket:") for path in self._open)
 
     @property
     def output(self) -> str:
@@ -112,6 +126,7 @@ class Lab:
     Attributes:
         path: the folder.
         database: the store; None for a file under `path`.
+        log: the bus; None for files under `path`.
         micro_batch: settings other than the lab's own.
         bus: likewise.
         synthetic: likewise.
@@ -121,6 +136,7 @@ class Lab:
 
     path: Path
     database: Database | None = None
+    log: Log | None = None
     micro_batch: Mapping[str, object] = field(default_factory=dict)
     bus: Mapping[str, object] = field(default_factory=dict)
     synthetic: Mapping[str, object] = field(default_factory=dict)
@@ -133,6 +149,20 @@ class Lab:
         return self.database or SqliteFile(self.store_file)
 
     @property
+    def topics(self) -> Log:
+        return self.log or Files(self.home / "bus")
+
+    @property
+    def group(self) -> str:
+        """Of the workers; the archive has another one."""
+        return BusSettings.model_validate(self.topics.settings).group
+
+    @property
+    def boundaries(self) -> tuple[str, ...]:
+        """Where a process can be told to die."""
+        return boundaries(str(self.topics.settings["type"]))
+
+    @property
     def home(self) -> Path:
         return self.path / "home"
 
@@ -143,7 +173,7 @@ class Lab:
 
     @property
     def files(self) -> list[SqliteFile]:
-        """The bus's files, and the store's if it is one."""
+        """Those of the bus, and of the store, where they are files."""
         topics = [SqliteFile(path) for path in (self.home / "bus").glob("*.db")]
         return [*topics, *([self.store] if isinstance(self.store, SqliteFile) else [])]
 
@@ -161,14 +191,33 @@ class Lab:
         return ordered(self.query(f"SELECT * FROM {name}"))
 
     def topic_file(self, topic: str) -> Path:
+        """Of a topic that is a file."""
         return self.home / "bus" / f"{topic}.db"
 
     def config(self, **synthetic: object) -> Path:
         """Write the configuration; `synthetic` changes the feed's settings."""
+        return self.config_of_one(synthetic, {}, self.store.uri)
+
+    def config_of_one(
+        self, synthetic: Mapping[str, object], bus: Mapping[str, object], store: str
+    ) -> Path:
+        """Write a configuration that is not everybody's.
+
+        Args:
+            synthetic: settings of the feed, other than the lab's own.
+            bus: likewise, of the bus.
+            store: URI of the store.
+        """
         settings = {
             "version": 1,
-            "store": {"uri": self.store.uri},
-            "bus": {"partitions": 4, "linger_ms": 1, **self.bus},
+            "store": {"uri": store},
+            "bus": {
+                "partitions": 4,
+                "linger_ms": 1,
+                **self.topics.settings,
+                **self.bus,
+                **bus,
+            },
             "producers": {"synthetic": {"enabled": True, **self.synthetic, **synthetic}},
             "micro_batch": {
                 "windows": list(self.windows),
@@ -244,3 +293,5 @@ class Lab:
                 with suppress(ProcessLookupError):
                     worker.send(signal.SIGKILL)
                 worker.process.wait(10)
+        if self.log:
+            self.log.close()

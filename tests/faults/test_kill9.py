@@ -16,16 +16,15 @@ from typing import Any
 
 import pytest
 from tests.faults import checks
-from tests.faults.doomed import BOUNDARIES
+from tests.faults.buses import Topic
 from tests.faults.lab import BARS, EVENTS, KILLS, Lab, Worker, wait_until
 from tests.faults.recordings import START_NS, SYMBOLS, trades, write_recording
-from tests.faults.stores import SqliteFile
 
 from market_data_core.events import StreamEvent, format_ts
 from market_data_core.intervals import NS_PER_S
 from market_data_core.testing.oracle import OracleEvent
 
-STORES = ("sqlite", "postgres")
+DEPLOYMENTS = ("embedded-sqlite", "embedded-postgres", "redis-sqlite", "kafka-postgres")
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(600)]
 
 _KILLS_PER_STORM = 10
@@ -41,9 +40,9 @@ def _storms(kills: int, first_seed: int) -> list[tuple[int, int]]:
     return [(first_seed + i, size) for i, size in enumerate(sizes)]
 
 
-def _doom(chance: random.Random) -> str:
+def _doom(lab: Lab, chance: random.Random) -> str:
     """A write boundary, reached sooner or later."""
-    return f"{chance.choice(BOUNDARIES)}:{int(2 ** chance.uniform(0, 5.5))}"
+    return f"{chance.choice(lab.boundaries)}:{int(2 ** chance.uniform(0, 5.5))}"
 
 
 @pytest.mark.parametrize(("seed", "kills"), _storms((KILLS + 2) // 3, 1_000))
@@ -87,7 +86,7 @@ def _carry(lab: Lab, command: list[str], chance: random.Random, kills: int) -> i
     """Run until it ends by itself; returns the number of kills."""
     hits = 0
     while hits < kills:
-        doom = _doom(chance) if chance.random() < 0.5 else ""
+        doom = _doom(lab, chance) if chance.random() < 0.5 else ""
         worker = lab.start(*command, doom=doom)
         if not doom:
             life = _Life.begin("run", worker, chance)
@@ -102,7 +101,7 @@ def _carry(lab: Lab, command: list[str], chance: random.Random, kills: int) -> i
     return hits
 
 
-def _check_source(log: checks.Topic, source: list[StreamEvent]) -> None:
+def _check_source(log: Topic, source: list[StreamEvent]) -> None:
     """Every trade of the file is in the log, under its own identity."""
     found = {
         (item.symbol, item.seq)
@@ -197,7 +196,8 @@ class _Storm:
         kinds = Counter(life.kind for life in self._lives)
         for kind, wanted in (("produce", 1), ("micro-batch", self._chance.choice((2, 2, 3)))):
             for _ in range(wanted - kinds[kind]):
-                self._start(kind, _doom(self._chance) if self._chance.random() < 0.5 else "")
+                doomed = self._chance.random() < 0.5
+                self._start(kind, _doom(self._lab, self._chance) if doomed else "")
 
     def _bury(self) -> Counter[str]:
         """Take the dead away; those that killed themselves count."""
@@ -248,11 +248,11 @@ class _Storm:
         dead = self._owners()
         last = self._lab.start("stream", "micro-batch")
         wait_until(lambda: self._owned_by_one(dead), "one worker owns all partitions")
-        wait_until(self._all_read, "the log is read to its end")
+        wait_until(lambda: checks.all_read(self._lab, EVENTS), "the log is read to its end")
         last.stop()
 
     def _received(self) -> int:
-        return sum(checks.read_topic(self._lab, EVENTS).received)
+        return checks.received(self._lab, EVENTS)
 
     def _owners(self) -> set[object]:
         rows = self._lab.query("SELECT DISTINCT owner FROM partitions")
@@ -261,13 +261,3 @@ class _Storm:
     def _owned_by_one(self, dead: set[object]) -> bool:
         owners = self._owners()
         return len(owners) == 1 and not owners & {"", *dead}
-
-    def _all_read(self) -> bool:
-        places = checks.checkpoints(self._lab, EVENTS)
-        last = SqliteFile(self._lab.topic_file(EVENTS)).query(
-            "SELECT id >> 44, max(id & ((1 << 44) - 1)) FROM log WHERE count > 0 GROUP BY 1",
-        )
-        return all(
-            int(str(p)) in places and places[int(str(p))].counted > int(str(offset))
-            for p, offset in last
-        )

@@ -14,7 +14,7 @@ from market_data_core.events import StreamEvent, parse_ts
 from market_data_core.intervals import NS_PER_S, parse_interval
 from market_data_core.testing.oracle import OracleBar, OracleEvent, batch_bars
 
-STORES = ("sqlite", "postgres")
+DEPLOYMENTS = ("embedded-sqlite", "embedded-postgres", "redis-sqlite", "kafka-postgres")
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(180)]
 
 _EVENTS = 4_000

@@ -40,8 +40,8 @@ class Producing:
     repeating: set[asyncio.Task[None]] = field(default_factory=set)
 
     async def received(self) -> int:
-        bounds = [await self.bus.bounds(EVENTS, p) for p in range(self.partitions)]
-        return sum(b.received for b in bounds)
+        ends = [(await self.bus.bounds(EVENTS, p)).next for p in range(self.partitions)]
+        return sum([await self.bus.received(EVENTS, p, end) or 0 for p, end in enumerate(ends)])
 
     async def until(self, reached: Callable[[int], bool], within_s: float = ENOUGH_S) -> int:
         async with asyncio.timeout(within_s):

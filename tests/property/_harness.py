@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-from tests.property._memory import MemoryBus, MemoryStore, StoredBars, bits
+from tests.property._memory import MemoryStore, StoredBars, bits
+from tests.property._memory_bus import MemoryBus
 
 from market_data_core.clock import ManualClock
 from market_data_core.contracts.store import (
@@ -48,9 +49,6 @@ from market_data_pipeline.windows.settings import BatcherSettings
 from market_data_pipeline.windows.stream import WindowStream
 from market_data_store.coordinator import RetryPolicy
 from market_data_store.sinks.groups import CoordinatedCommits
-
-if TYPE_CHECKING:
-    pass
 
 
 def coordinated(store: Positions, name: str = "m") -> CoordinatedCommits:
@@ -301,7 +299,7 @@ class World:
                 await self.commit(p, "done")
             # what was misplaced has come back as something to read
             owned = [(await self.own(p)).position for p in range(PARTITIONS)]
-            left = owned != [self.bus.heads[EVENTS, p][0] for p in range(PARTITIONS)]
+            left = owned != [self.bus.logs[EVENTS, p].next for p in range(PARTITIONS)]
 
 
 def split(batch: EventBatch) -> list[Entry]:

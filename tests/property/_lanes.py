@@ -22,7 +22,8 @@ from tests.property._harness import (
     split,
     total_counts,
 )
-from tests.property._memory import Crash, Life, MemoryBus, MemoryStore, Mortal
+from tests.property._memory import Crash, Life, MemoryStore, Mortal
+from tests.property._memory_bus import MemoryBus
 
 from market_data_core.clock import ManualClock
 from market_data_core.contracts.store import (
@@ -37,6 +38,7 @@ from market_data_core.testing.oracle import (
 from market_data_core.testing.strategies import START_NS, to_batches
 from market_data_core.wire import decode_event
 from market_data_pipeline.bus import codec
+from market_data_pipeline.generations import Generations
 from market_data_pipeline.observe import Observer
 from market_data_pipeline.windows.assigner import WindowSpec
 from market_data_pipeline.windows.history import LaneHistory, RawEvents
@@ -71,13 +73,14 @@ class Lanes:
         self.runs += 1
         self.clock.advance(LEASE_NS + 1)
         bus, store = Mortal(self.bus, life), Mortal(self.store, life)
+        live = Generations(bus, EVENTS, self.clock)
         history = LaneHistory(
             bus,
             store,
-            RawEvents(bus, codec, LETTERS, LANE_MAX_FUTURE_NS, EVENTS),
+            RawEvents(bus, codec, LETTERS, LANE_MAX_FUTURE_NS, live),
             GROUP,
             lane,
-            EVENTS,
+            live,
             PARTITIONS,
             self.spec,
         )

@@ -1,14 +1,13 @@
-"""A log and a store in memory, faithful to their contracts, and processes that can die."""
+"""A store in memory, faithful to its contract, and processes that can die."""
 
 from __future__ import annotations
 
 import asyncio
 import struct
-import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from market_data_core.bars import BarBatch
 from market_data_core.clock import ManualClock
@@ -22,13 +21,9 @@ from market_data_core.contracts.store import (
     PartitionKey,
     PartitionStatus,
 )
-from market_data_core.errors import FencedError, LogLostError, TransientError
-from market_data_core.records import Bounds, Entry, Record, TopicInfo
+from market_data_core.errors import FencedError, TransientError
 from market_data_core.testing.oracle import BarKey, OracleBar, oracle_bars
 from market_data_pipeline.windows.checkpoint import decode_checkpoint
-
-if TYPE_CHECKING:
-    pass
 
 StoredBars = dict[tuple[str, BarKey], OracleBar]
 """(interval, (provider, symbol, start)) -> values."""
@@ -37,117 +32,6 @@ StoredBars = dict[tuple[str, BarKey], OracleBar]
 def bits(bar: OracleBar) -> tuple[bytes | int | None, ...]:
     """The bar's values in a form that is equal only where every bit is."""
     return tuple(struct.pack("<d", v) if isinstance(v, float) else v for v in bar)
-
-
-class MemoryBus:
-    """Implements the contract of a bus; the tail, the head or the identity can be lost."""
-
-    def __init__(self, clock: ManualClock) -> None:
-        self.clock = clock
-        self.infos: dict[str, TopicInfo] = {}
-        self.logs: dict[tuple[str, int], list[tuple[Record, Entry]]] = {}
-        self.heads: dict[tuple[str, int], tuple[int, int, int]] = {}
-        self.keys: dict[str, set[str]] = {}
-        self._made = 0
-
-    async def create_topic(self, name: str, partitions: int) -> TopicInfo:
-        if name not in self.infos:
-            self._made += 1
-            self.infos[name] = TopicInfo(name, f"log-{self._made}", partitions)
-            self.keys[name] = set()
-            for p in range(partitions):
-                self.logs[name, p], self.heads[name, p] = [], (0, 0, 0)
-        return self.infos[name]
-
-    async def find_topic(self, name: str) -> TopicInfo | None:
-        return self.infos.get(name)
-
-    async def topics(self) -> list[TopicInfo]:
-        return [self.infos[name] for name in sorted(self.infos)]
-
-    async def drop_topic(self, name: str) -> None:
-        info = self.infos.pop(name, None)
-        for p in range(info.partitions if info else 0):
-            del self.logs[name, p], self.heads[name, p]
-
-    async def append(self, topic: str, entries: Sequence[Entry]) -> None:
-        await asyncio.sleep(0)
-        for e in entries:
-            if e.key and e.key in self.keys[topic]:
-                continue
-            self.keys[topic].add(e.key)
-            offset, received, source = self.heads[topic, e.partition]
-            record = Record(
-                e.partition, offset, e.payload, self.clock.now_ns(), e.count, received,
-                zlib.crc32(e.payload),
-            )  # fmt: skip
-            self.logs[topic, e.partition].append((record, e))
-            head = offset + 1, received + e.count, max(source, e.source)
-            self.heads[topic, e.partition] = head
-
-    async def bounds(self, topic: str, partition: int) -> Bounds:
-        records = self.logs[topic, partition]
-        offset, received, source = self.heads[topic, partition]
-        return Bounds(records[0][0].offset if records else offset, offset, received, source)
-
-    def records(self, topic: str) -> list[list[Record]]:
-        """Everything in `topic`, by partition."""
-        partitions = range(self.infos[topic].partitions)
-        return [[record for record, _ in self.logs[topic, p]] for p in partitions]
-
-    def read(self, topic: str, partition: int, position: int, most: int) -> list[Record]:
-        records = [r for r, _ in self.logs[topic, partition] if r.offset >= position][:most]
-        if (records[0].offset if records else self.heads[topic, partition][0]) != position:
-            raise LogLostError(f"{topic} {partition} {position}")
-        return records
-
-    async def poll(
-        self,
-        topic: str,
-        positions: Mapping[int, int],
-        max_bytes: int,
-        timeout_s: float,  # noqa: ARG002  (there is nothing to wait for)
-    ) -> dict[int, list[Record]]:
-        await asyncio.sleep(0)
-        most = max(1, max_bytes // max(1, len(positions)))
-        found = {p: self.read(topic, p, at, most) for p, at in positions.items()}
-        return {p: records for p, records in found.items() if records}
-
-    async def checksum(self, topic: str, partition: int, offset: int) -> int | None:
-        found = [r.checksum for r, _ in self.logs[topic, partition] if r.offset == offset]
-        return found[0] if found else None
-
-    async def scan(
-        self, topic: str, partition: int, provider: str, from_ts: int, to_ts: int
-    ) -> list[Record]:
-        return [
-            r
-            for r, e in self.logs[topic, partition]
-            if e.count and e.provider == provider and e.max_ts >= from_ts and e.min_ts < to_ts
-        ]
-
-    async def trim(
-        self,
-        topic: str,
-        partition: int,
-        before: int,
-        older_than_ns: int,  # noqa: ARG002  (everything is old enough)
-        max_bytes: int,  # noqa: ARG002
-    ) -> None:
-        self.logs[topic, partition] = [
-            (r, e) for r, e in self.logs[topic, partition] if r.offset >= before
-        ]
-
-    def lose_tail(self, topic: str, partition: int, keep: int) -> None:
-        """Only records below offset `keep` survive, as after a failover."""
-        lost = [r for r, _ in self.logs[topic, partition] if r.offset >= keep]
-        if lost:
-            kept = [(r, e) for r, e in self.logs[topic, partition] if r.offset < keep]
-            self.logs[topic, partition] = kept
-            self.heads[topic, partition] = (keep, lost[0].received, 0)
-
-    async def close(self) -> None:
-        return
 
 
 @dataclass(slots=True)

@@ -268,7 +268,9 @@ class Workers:
                 if row.owner == last:
                     counted[row.key.partition] = checkpoint.counted
         bounds = [await self.bus.bounds(EVENTS, p) for p in range(PARTITIONS)]
-        arrived = sum(b.received for b in bounds) == self.appended + forwarded
+        ends = [(p, b.next) for p, b in enumerate(bounds)]
+        received = [await self.bus.received(EVENTS, p, end) or 0 for p, end in ends]
+        arrived = sum(received) == self.appended + forwarded
         return arrived and counted == {p: b.next for p, b in enumerate(bounds) if b.next}
 
     async def carry(self, appends: list[list[Entry]], lives: list[int]) -> None:

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from market_data_core.events import Rejected
-from market_data_pipeline.providers._formats.uniform_json import uniform_lines
+from market_data_core.text.uniform_json import uniform_lines
 from market_data_pipeline.providers.recording import RecordingOptions, open_recording
 
 LINES = 200

@@ -18,7 +18,8 @@ from tests.property._harness import (
     split,
     total_counts,
 )
-from tests.property._memory import MemoryBus, MemoryStore
+from tests.property._memory import MemoryStore
+from tests.property._memory_bus import MemoryBus
 
 from market_data_core.clock import ManualClock
 from market_data_core.config import Settings
@@ -60,7 +61,7 @@ class Endless(MemoryBus):
     async def poll(
         self, topic: str, positions: Mapping[int, int], max_bytes: int, timeout_s: float
     ) -> dict[int, list[Record]]:
-        await self.append(topic, split(trade(self.heads[topic, 0][0] + self.heads[topic, 1][0])))
+        await self.append(topic, split(trade(self.held(topic))))
         return await super().poll(topic, positions, max_bytes, timeout_s)
 
 
@@ -93,7 +94,7 @@ async def stopped_at_once(bus: MemoryBus, drain_s: float) -> tuple[int, int]:
     counts = total_counts(store, EVENTS)
     assert counts.holds()
     assert counts.received == worker.received
-    return sum(bus.heads[EVENTS, p][1] for p in range(PARTITIONS)), counts.received
+    return bus.held(EVENTS), counts.received
 
 
 async def test_a_worker_that_is_stopped_reads_what_is_there() -> None:
@@ -168,7 +169,7 @@ async def test_a_feed_that_is_cut_off_while_it_writes_loses_nothing(batch_events
         pumping.cancel()
         await settled()
         assert not pumping.done()
-        assert bus.heads[EVENTS, 0][1] == 0
+        assert bus.held(EVENTS) == 0
         bus.gate.set()
         with pytest.raises(asyncio.CancelledError):
             await pumping
@@ -254,6 +255,6 @@ async def test_a_live_run_that_is_stopped_reads_what_its_feed_wrote(
         assert not running.done()
         shut.set()
         summary = await running
-    assert bus.heads[EVENTS, 0][1] == RECORDS
+    assert bus.held(EVENTS) == RECORDS
     assert summary.counts.received == summary.received == RECORDS
     assert summary.counts.holds()

@@ -11,7 +11,8 @@ from typing import Any, cast
 import pytest
 from prometheus_client import REGISTRY
 from tests.property._harness import EVENTS
-from tests.property._memory import MemoryBus, MemoryStore
+from tests.property._memory import MemoryStore
+from tests.property._memory_bus import MemoryBus
 from tests.unit.routing.test_rate import event
 
 from market_data_core.clock import ManualClock
@@ -160,7 +161,7 @@ async def test_a_hold_that_outlasts_the_flush_timeout_makes_no_event_late(
         await run.feedback("hard")
         run.feed.put(tick(0.2), tick(0.3), tick(30.0))  # the first is taken: it was asked for
         await run.until("paused")
-        assert run.bus.heads[EVENTS, 0][1] + run.bus.heads[EVENTS, 1][1] == 2
+        assert run.bus.held(EVENTS) == 2
         for _ in range(5):
             run.clock.advance(6 * S)
             await run.looked()

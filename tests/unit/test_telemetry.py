@@ -35,6 +35,10 @@ CONTRACT = {
     "pipeline_feedback_processing_latency_ms": ("histogram", set()),
     "errors_total": ("counter", {"component", "reason"}),
     "retries_total": ("counter", {"component"}),
+    "archive_rows_total": ("counter", {"kind"}),
+    "archive_files_total": ("counter", set()),
+    "archive_bytes_total": ("counter", set()),
+    "archive_waiting_bytes": ("gauge", set()),
 }
 
 

@@ -12,6 +12,7 @@ from typing import Literal
 
 from market_data_core.errors import LogLostError, UsageError
 from market_data_core.records import Bounds, Entry, Record, TopicInfo
+from market_data_pipeline.bus._topics import NoTopicError, check_partition
 from market_data_store.sqlite_file import (
     LogFolder,
     connect,
@@ -26,7 +27,7 @@ _FORMAT = 1
 _PAGE_SIZE = 16_384
 _FOLD_AT, _FOLD_FORCED_AT = 8 << 20, 512 << 20
 _OFFSET_BITS = 44  # a record's key is partition << 44 | offset: one b-tree, ranges by partition
-_RECORD = "id, append_ts, count, received, checksum, payload"
+_RECORD = "id, append_ts, count, payload"
 _SCHEMA = (
     "CREATE TABLE IF NOT EXISTS meta(name TEXT PRIMARY KEY, value) WITHOUT ROWID",
     """CREATE TABLE IF NOT EXISTS heads(
@@ -41,10 +42,6 @@ _SCHEMA = (
 )
 
 
-class NoTopicError(UsageError):
-    """There is no topic of that name, or it is only just being created."""
-
-
 class TopicFile:
     """Blocking access to one topic; appends and reads may run in different threads."""
 
@@ -53,7 +50,6 @@ class TopicFile:
     ) -> None:
         self._path = path
         self._closing = threading.Lock()
-        self._name = name
         self._write = connect(path, _APPLICATION_ID, synchronous, _PAGE_SIZE)
         try:
             with translated(path):
@@ -78,7 +74,7 @@ class TopicFile:
         rows = self._meta()
         if rows is None:
             if partitions is None:
-                raise NoTopicError(no_topic(name))
+                raise NoTopicError(name)
             with transaction(db):
                 for statement in _SCHEMA:
                     db.execute(statement)
@@ -111,7 +107,7 @@ class TopicFile:
             UsageError: an entry is for a partition that does not exist.
         """
         for e in entries:
-            self._check(e.partition)
+            check_partition(self.info, e.partition)
         self.require_same_file()
         with translated(self._path), transaction(self._write):
             self._insert(self._write, entries, now_ns)
@@ -121,14 +117,6 @@ class TopicFile:
         if inode_of(self._path) != self._inode:
             msg = f"{self._path} was removed or replaced while in use; restart to begin a new log"
             raise LogLostError(msg)
-
-    def _check(self, partition: int) -> None:
-        if not 0 <= partition < self.info.partitions:
-            msg = (
-                f"topic {self._name!r} has no partition {partition}, only 0 to "
-                f"{self.info.partitions - 1}; was it made with another bus.partitions?"
-            )
-            raise UsageError(msg)
 
     def _insert(self, db: sqlite3.Connection, entries: Sequence[Entry], now_ns: int) -> None:
         heads = {
@@ -169,16 +157,54 @@ class TopicFile:
         Raises:
             UsageError: there is no such partition.
         """
-        self._check(partition)
+        check_partition(self.info, partition)
         low = partition << _OFFSET_BITS
         with translated(self._path):
-            nxt, received, source, first = self._read.execute(
-                """SELECT next, received, source,
-                    (SELECT min(id) FROM log WHERE id >= ? AND id < ?)
+            nxt, first = self._read.execute(
+                """SELECT next, (SELECT min(id) FROM log WHERE id >= ? AND id < ?)
                     FROM heads WHERE partition = ?""",
                 (low, low + (1 << _OFFSET_BITS), partition),
             ).fetchone()
-        return Bounds(nxt if first is None else first - low, nxt, received, source)
+        return Bounds(nxt if first is None else first - low, nxt)
+
+    def received(self, partition: int, offset: int) -> int | None:
+        """Events appended before `offset`; None if what was there is no longer kept."""
+        if offset < self.bounds(partition).first:
+            return None
+        low = partition << _OFFSET_BITS
+        with translated(self._path):
+            (received,) = self._read.execute(
+                """SELECT coalesce((SELECT received FROM log WHERE id >= ? AND id < ? ORDER BY id
+                    LIMIT 1), received) FROM heads WHERE partition = ?""",
+                (low | offset, low + (1 << _OFFSET_BITS), partition),
+            ).fetchone()
+        return int(received)
+
+    def source(self, partition: int) -> int:
+        """The greatest source position appended."""
+        check_partition(self.info, partition)
+        with translated(self._path):
+            (source,) = self._read.execute(
+                "SELECT source FROM heads WHERE partition = ?", (partition,)
+            ).fetchone()
+        return int(source)
+
+    def position_at(self, partition: int, append_ns: int) -> int:
+        """Offset of the first record appended at `append_ns` or later, else the end."""
+        bounds = self.bounds(partition)
+        low = partition << _OFFSET_BITS
+        begin, end = bounds.first, bounds.next
+        with translated(self._path):
+            while begin < end:  # append times rise with the offsets
+                middle = (begin + end) // 2
+                row = self._read.execute(
+                    "SELECT append_ts FROM log WHERE id = ?", (low | middle,)
+                ).fetchone()
+                if row is None or row[0] < append_ns:  # it may have been trimmed meanwhile
+                    begin = middle + 1
+                else:
+                    end = middle
+        return begin
 
     def version(self) -> int:
         """A number that changes with every commit of another connection."""
@@ -198,7 +224,7 @@ class TopicFile:
         share = max_bytes // max(1, len(positions))
         with translated(self._path):
             for partition, position in positions.items():
-                self._check(partition)
+                check_partition(self.info, partition)
                 low = partition << _OFFSET_BITS
                 rows = self._read.execute(
                     f"SELECT {_RECORD} FROM log WHERE id >= ? AND id < ? ORDER BY id",
@@ -207,7 +233,7 @@ class TopicFile:
                 records, size = [], 0
                 for row in rows:
                     records.append(_record(row))
-                    size += len(row[5])
+                    size += len(row[3])
                     if size >= share:
                         break
                 if records:
@@ -245,14 +271,21 @@ class TopicFile:
             ).fetchall()
         return [_record(row) for row in rows]
 
-    def trim(self, partition: int, before: int, older_than_ns: int, max_bytes: int) -> None:
-        """Forget records below `before` that are old, and the oldest tenth if too much is kept."""
+    def _size(self, db: sqlite3.Connection) -> int:
+        """Bytes in use."""
+        pages = [db.execute(f"PRAGMA {p}").fetchone()[0] for p in ("page_count", "freelist_count")]
+        return int(pages[0] - pages[1]) * _PAGE_SIZE
+
+    def trim(self, partition: int, before: int, older_than_ns: int, max_bytes: int) -> bool:
+        """Forget records below `before` that are old, and the oldest tenth if too much is kept.
+
+        Returns:
+            Whether it is still too much, though nothing below `before` is left.
+        """
         low = partition << _OFFSET_BITS
         db = self._write
         with translated(self._path):
-            pages = [
-                db.execute(f"PRAGMA {p}").fetchone()[0] for p in ("page_count", "freelist_count")
-            ]
+            full = self._size(db) > max_bytes
             bounds = self.bounds(partition)
             first, before = bounds.first, min(before, bounds.next)
             (end,) = db.execute(
@@ -260,13 +293,13 @@ class TopicFile:
                     WHERE id >= ? AND id < ? AND append_ts >= ?""",
                 (low | before, low, low, low | before, older_than_ns),
             ).fetchone()
-            if (pages[0] - pages[1]) * _PAGE_SIZE > max_bytes:
+            if full:
                 end = max(end, first + (before - first + 9) // 10)
-            if end <= first:
-                return
-            with transaction(db):
-                db.execute("DELETE FROM keys WHERE id >= ? AND id < ?", (low, low | end))
-                db.execute("DELETE FROM log WHERE id >= ? AND id < ?", (low, low | end))
+            if end > first:
+                with transaction(db):
+                    db.execute("DELETE FROM keys WHERE id >= ? AND id < ?", (low, low | end))
+                    db.execute("DELETE FROM log WHERE id >= ? AND id < ?", (low, low | end))
+            return full and end >= before and self._size(db) > max_bytes
 
     def fold(self) -> None:
         """Fold the write-ahead log back into the file, if it has grown."""
@@ -283,12 +316,7 @@ def exists(path: Path) -> bool:
     return is_there(path, _APPLICATION_ID)
 
 
-def no_topic(name: str) -> str:
-    """What to tell about a topic that is not there."""
-    return f"there is no topic {name!r}"
-
-
-def _record(row: tuple[int, int, int, int, int, bytes]) -> Record:
-    key, append_ts, count, received, checksum, payload = row
+def _record(row: tuple[int, int, int, bytes]) -> Record:
+    key, append_ts, count, payload = row
     partition, offset = key >> _OFFSET_BITS, key & ((1 << _OFFSET_BITS) - 1)
-    return Record(partition, offset, payload, append_ts, count, received, checksum)
+    return Record(partition, offset, payload, append_ts, count)

@@ -8,7 +8,6 @@ append waits for a disk flush.
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,14 +15,13 @@ from typing import Any, Literal, TypeVar
 
 from market_data_core.clock import Clock, SystemClock
 from market_data_core.config import EmbeddedBusSettings
-from market_data_core.errors import UsageError
-from market_data_core.records import Bounds, Entry, Record, TopicInfo
+from market_data_core.records import Bounds, Entry, Place, Record, TopicInfo
 from market_data_core.registry import Backend
-from market_data_pipeline.bus._topic_file import NoTopicError, TopicFile, exists, no_topic
+from market_data_pipeline.bus._topic_file import TopicFile, exists
+from market_data_pipeline.bus._topics import NoTopicError, check_name, check_partitions, is_name
 
 T = TypeVar("T")
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 _WATCH_MIN_S, _WATCH_MAX_S = 0.001, 0.005
 _FOLD_EVERY_S = 0.25
 
@@ -54,12 +52,7 @@ class EmbeddedBus:
             self._forget(name)  # dropped by another process
         topic = self._open(name, partitions)
         topic.require_same_file()
-        if topic.info.partitions != partitions:
-            msg = (
-                f"topic {name!r} has {topic.info.partitions} partitions, the configuration says "
-                f"{partitions}; set bus.partitions to {topic.info.partitions}"
-            )
-            raise UsageError(msg)
+        check_partitions(topic.info, partitions)
         return topic.info
 
     async def find_topic(self, name: str) -> TopicInfo | None:
@@ -76,7 +69,7 @@ class EmbeddedBus:
     async def topics(self) -> list[TopicInfo]:
         """All topics, by name."""
         names = sorted(p.name.removesuffix(".db") for p in self._path.glob("*.db"))
-        found = [await self.find_topic(name) for name in names if _NAME.fullmatch(name)]
+        found = [await self.find_topic(name) for name in names if is_name(name)]
         return [info for info in found if info]
 
     async def drop_topic(self, name: str) -> None:
@@ -103,6 +96,21 @@ class EmbeddedBus:
         file = self._open(topic)
         return await self._in(self._reader, lambda: file.bounds(partition))
 
+    async def received(self, topic: str, partition: int, offset: int) -> int | None:
+        """Events appended before `offset`; None if what was there is no longer kept."""
+        file = self._open(topic)
+        return await self._in(self._reader, lambda: file.received(partition, offset))
+
+    async def source(self, topic: str, partition: int) -> int:
+        """The greatest source position appended."""
+        file = self._open(topic)
+        return await self._in(self._reader, lambda: file.source(partition))
+
+    async def position_at(self, topic: str, partition: int, append_ns: int) -> int:
+        """Offset of the first record appended at `append_ns` or later, else the end."""
+        file = self._open(topic)
+        return await self._in(self._reader, lambda: file.position_at(partition, append_ns))
+
     async def poll(
         self, topic: str, positions: Mapping[int, int], max_bytes: int, timeout_s: float
     ) -> dict[int, list[Record]]:
@@ -121,7 +129,8 @@ class EmbeddedBus:
                 if left <= 0:
                     return {}
                 try:  # our own appends wake us; those of other processes are looked for
-                    await asyncio.wait_for(self._appended.wait(), min(pause, left))
+                    async with asyncio.timeout(min(pause, left)):
+                        await self._appended.wait()
                 except TimeoutError:
                     pause = min(pause * 1.5, _WATCH_MAX_S)
 
@@ -139,10 +148,23 @@ class EmbeddedBus:
 
     async def trim(
         self, topic: str, partition: int, before: int, older_than_ns: int, max_bytes: int
-    ) -> None:
+    ) -> bool:
         """Forget records below offset `before` that are old or too many."""
         file = self._open(topic)
-        await self._in(self._writer, lambda: file.trim(partition, before, older_than_ns, max_bytes))
+        return await self._in(
+            self._writer, lambda: file.trim(partition, before, older_than_ns, max_bytes)
+        )
+
+    async def assignment(self, topic: str, group: str, member: str) -> None:
+        """None: members share the partitions by what the store tells."""
+
+    async def acknowledge(
+        self, topic: str, group: str, member: str, places: Mapping[int, Place]
+    ) -> None:
+        """Nothing: no tool but ours looks into the files, and ours ask the store."""
+
+    async def leave(self, topic: str, group: str, member: str) -> None:
+        """Nothing to give up."""
 
     async def close(self) -> None:
         """Close all files; no error if called twice."""
@@ -168,9 +190,7 @@ class EmbeddedBus:
         return await asyncio.get_running_loop().run_in_executor(pool, work)
 
     def _file(self, name: str) -> Path:
-        if not _NAME.fullmatch(name):
-            msg = f"{name!r} is not a topic name: letters, digits, '.', '_' and '-' only"
-            raise UsageError(msg)
+        check_name(name)
         return self._path / f"{name}.db"
 
     def _forget(self, name: str) -> None:
@@ -185,7 +205,7 @@ class EmbeddedBus:
         if name not in self._files:
             file = self._file(name)
             if partitions is None and not exists(file):
-                raise NoTopicError(no_topic(name))
+                raise NoTopicError(name)
             self._files[name] = TopicFile(file, name, partitions, self._synchronous)
         return self._files[name]
 

@@ -8,14 +8,18 @@ import sys
 import typer
 
 from market_data_core.errors import MdpError
+from market_data_pipeline.cli.archive import archive
 from market_data_pipeline.cli.bars import bars
 from market_data_pipeline.cli.conservation import conservation
 from market_data_pipeline.cli.dlq import dlq_app
 from market_data_pipeline.cli.doctor import doctor
 from market_data_pipeline.cli.job import job_app
+from market_data_pipeline.cli.repartition import repartition
+from market_data_pipeline.cli.replay import replay
 from market_data_pipeline.cli.run import micro_batch, produce, run
 from market_data_pipeline.cli.store import store_app
 from market_data_pipeline.cli.tail import tail
+from market_data_pipeline.cli.topics import groups, topics
 from market_data_pipeline.cli.verify import verify
 
 app = typer.Typer(
@@ -44,6 +48,11 @@ app.add_typer(store_app, name="store")
 stream_app.command()(produce)
 stream_app.command("micro-batch")(micro_batch)
 stream_app.command()(tail)
+stream_app.command()(topics)
+stream_app.command()(groups)
+stream_app.command()(repartition)
+stream_app.command()(archive)
+stream_app.command()(replay)
 
 
 def main() -> None:

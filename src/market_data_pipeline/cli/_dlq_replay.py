@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import typer
 from market_data_core.config import Settings
 from market_data_core.contracts.store import WriteCounts
 from market_data_pipeline.cli import _dlq_file, _writing
+from market_data_pipeline.cli._dlq_writing import DRAIN_S, Failures, Handed
 from market_data_store.coordinator import (
     DeadLetterQueue,
     DeadLine,
@@ -23,50 +23,6 @@ from market_data_store.coordinator import (
 )
 
 _RECORDS_AT_ONCE = 500
-_SHUTDOWN = "shutdown"
-_DRAIN_S = 1.0
-"""Little is gained by waiting: what was not written is in the file still."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Handed:
-    """An item on its way, and the record that it came from."""
-
-    item: Any
-    record: str
-
-    def __len__(self) -> int:
-        return len(self.item) if hasattr(self.item, "take") else 1
-
-    def take(self, index: Any) -> _Handed:
-        """Some of the rows of an item of several."""
-        return _Handed(self.item.take(index), self.record)
-
-
-class _Failures:
-    """What the coordinator could not write, by record, until it is settled."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._failed: dict[str, list[tuple[Any, BaseException, str]]] = {}
-
-    async def save_all(
-        self,
-        failed: Sequence[tuple[Sequence[_Handed], BaseException | str]],
-        metadata: Mapping[str, Any] | None = None,
-    ) -> None:
-        """Keep items with their errors; those that a closing coordinator leaves did not fail."""
-        reason = str((metadata or {}).get("reason", ""))
-        if reason == _SHUTDOWN:
-            return
-        for items, error in failed:
-            told = error if isinstance(error, BaseException) else RuntimeError(error)
-            for handed in items:
-                self._failed.setdefault(handed.record, []).append((handed.item, told, reason))
-
-    def pop(self, record: str) -> list[tuple[Any, BaseException, str]]:
-        """What of a record failed."""
-        return self._failed.pop(record, [])
 
 
 class _Outcome:
@@ -131,22 +87,22 @@ async def _write(
     async with _writing.open_ready(settings) as store:
         for table, lines in plan.items():
             assert table is not None  # noqa: S101
-            failures = _Failures(queue.path)
+            failures = Failures(queue.path)
             sink = _writing.Tally(_writing.sink_of(store, table), lambda handed: handed.item)
             outcome.rows[table] = sink.counts
             # One worker: rows of one key are written in the order in which they were set aside.
-            async with WriteCoordinator[_Handed](
+            async with WriteCoordinator[Handed](
                 sink=sink,
                 dlq=failures,
                 coord_id=f"replay-{table}",
                 workers=1,
-                drain_timeout=_DRAIN_S,
+                drain_timeout=DRAIN_S,
             ) as coordinator:
                 for ids in _chunks([line.id for line in lines]):
                     records = await queue.replay(len(ids), ids=ids)
                     outcome.absent += len(ids) - len(records)
                     await coordinator.submit_many(
-                        _Handed(item, record.id) for record in records for item in record.items
+                        Handed(item, record.id) for record in records for item in record.items
                     )
                     await coordinator.flush()
                     await _settle(queue, records, failures, outcome)
@@ -160,7 +116,7 @@ def _chunks(ids: Sequence[str]) -> Iterator[frozenset[str]]:
 async def _settle(
     queue: DeadLetterQueue[Any],
     records: Sequence[DeadRecord[Any]],
-    failures: _Failures,
+    failures: Failures,
     outcome: _Outcome,
 ) -> None:
     """Remove what is stored, and put back what failed again."""

@@ -124,6 +124,12 @@ def canonical(interval: str | None) -> str | None:
     return None if interval is None else canonical_interval(interval)
 
 
+def symbols_of(text: str | None) -> frozenset[str] | None:
+    """Symbols separated by commas, in any case, as upper case; None for any."""
+    names = [part.strip().upper() for part in (text or "").split(",")]
+    return frozenset(filter(None, names)) or None
+
+
 def show_table(
     columns: Sequence[str],
     rows: Iterable[Sequence[object]],

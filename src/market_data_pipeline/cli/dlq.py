@@ -15,6 +15,7 @@ from market_data_pipeline.cli import _output
 if TYPE_CHECKING:
     from datetime import datetime
 
+    from market_data_pipeline.cli._dlq_topic import LetterSelection
     from market_data_store.coordinator import Selection
 
 dlq_app = typer.Typer(
@@ -42,6 +43,10 @@ SinceOption = Annotated[
 UntilOption = Annotated[
     str | None, typer.Option(help="Only those set aside earlier: ISO time or date, UTC.")
 ]
+ProviderOption = Annotated[str | None, typer.Option(help="Only of this feed; not with --file.")]
+SymbolOption = Annotated[
+    str | None, typer.Option(help="Only these symbols, separated by commas; not with --file.")
+]
 DryRunOption = Annotated[
     bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")
 ]
@@ -52,8 +57,13 @@ def list_letters(
     file: FileOption = None,
     reason: ReasonOption = None,
     kind: TypeOption = None,
+    provider: ProviderOption = None,
+    symbol: SymbolOption = None,
     since: SinceOption = None,
     until: UntilOption = None,
+    open_only: Annotated[
+        bool, typer.Option("--open", help="Without those that were replayed; not with --file.")
+    ] = False,
     limit: Annotated[
         int | None, typer.Option(help="Only the last N; 50 for the table, else all.")
     ] = None,
@@ -63,26 +73,21 @@ def list_letters(
     config: _output.ConfigOption = None,
 ) -> None:
     """Counts by reason, then the letters, oldest first."""
-    from market_data_core.errors import UsageError
-
     _output.check_limit(limit)
     keep = limit if limit or form != "table" else _TABLE_ROWS
     if file is not None:
         from market_data_pipeline.cli import _dlq_file
 
+        _only_on_the_bus({"--provider": provider, "--symbol": symbol, "--open": open_only})
         wanted = _selection(reason, kind, since, until)
         _output.load_settings(config)
         _output.run_async(_dlq_file.list_records(file, wanted, keep, form))
         return
     from market_data_pipeline.cli import _dlq_topic
 
-    if kind is not None:
-        msg = f"--type {kind!r}: letters of the bus have no type; name a file with --file"
-        raise UsageError(msg)
-    start, end = _output.parse_range(since, until, ("--since", "--until"))
-    letters = _dlq_topic.LetterSelection(reason, start, end)
+    letters = _letters(reason, kind, since, until, None, provider, symbol)
     settings = _output.load_settings(config)
-    _output.run_async(_dlq_topic.list_letters(settings, letters, keep, form))
+    _output.run_async(_dlq_topic.list_letters(settings, letters, open_only, keep, form))
 
 
 @dlq_app.command("show")
@@ -112,31 +117,33 @@ def replay_letters(
     reason: ReasonOption = None,
     letter_ids: IdOption = None,
     kind: TypeOption = None,
+    provider: ProviderOption = None,
+    symbol: SymbolOption = None,
     since: SinceOption = None,
     until: UntilOption = None,
-    limit: Annotated[int | None, typer.Option(help="At most N records, oldest first.")] = None,
+    limit: Annotated[int | None, typer.Option(help="At most N of them, oldest first.")] = None,
     dry_run: DryRunOption = False,
     config: _output.ConfigOption = None,
 ) -> None:
-    """Write what stands in a dead-letter file into the store; all of it unless selected.
+    """Carry dead letters through the windows again, or write those of a file into the store.
 
-    A record is removed once it is stored. What fails again stays, with its new error.
+    All that are open unless selected. Letters of the bus are not removed but known to be
+    replayed; a record of a file is removed once it is stored. What fails again stays.
     """
-    from market_data_core.errors import UsageError
-
-    if file is None:
-        msg = (
-            "mdp dlq replay needs --file: the file of a write coordinator, such as "
-            ".dlq/default.ndjson. Letters of the bus are input that is no event, or came too "
-            "late: correct it where it comes from, and run it with mdp run FILE"
-        )
-        raise UsageError(msg)
-    from market_data_pipeline.cli import _dlq_replay
-
     _output.check_limit(limit)
-    wanted = _selection(reason, kind, since, until, letter_ids)
-    settings = _output.load_settings(config)
-    done = _output.run_async(_dlq_replay.replay(settings, file, wanted, limit, dry_run))
+    if file is None:
+        from market_data_pipeline.cli import _dlq_again
+
+        letters = _letters(reason, kind, since, until, letter_ids, provider, symbol)
+        settings = _output.load_settings(config)
+        done = _dlq_again.replay(settings, letters, limit, dry_run)
+    else:
+        from market_data_pipeline.cli import _dlq_replay
+
+        _only_on_the_bus({"--provider": provider, "--symbol": symbol})
+        wanted = _selection(reason, kind, since, until, letter_ids)
+        settings = _output.load_settings(config)
+        done = _output.run_async(_dlq_replay.replay(settings, file, wanted, limit, dry_run))
     if not done:
         raise typer.Exit(1)
 
@@ -149,29 +156,68 @@ def purge_letters(
     kind: TypeOption = None,
     since: SinceOption = None,
     until: UntilOption = None,
-    everything: Annotated[bool, typer.Option("--all", help="All of them.")] = False,
+    everything: Annotated[bool, typer.Option("--all", help="All of them; with --file.")] = False,
     dry_run: DryRunOption = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     config: _output.ConfigOption = None,
 ) -> None:
-    """Remove records of a dead-letter file for good; what a running process has in hand stays."""
+    """Remove dead letters for good: records of a file, or the oldest ones of the bus.
+
+    Letters of the bus are a log: those before --until go, up to the first whose event is still
+    in the log. What a running process has in hand of a file stays.
+    """
     from market_data_core.errors import UsageError
     from market_data_store.coordinator import Selection
 
+    wanted = _selection(reason, kind, since, until, letter_ids)
     if file is None:
-        msg = (
-            "mdp dlq purge needs --file: letters of the bus are part of the log, which mdp verify "
-            "and recordings read them from; bus.retention trims them with it"
-        )
-        raise UsageError(msg)
+        from market_data_pipeline.cli import _dlq_topic
+
+        _, before = _output.parse_range(None, until, ("--since", "--until"))
+        if before is None or everything or wanted != _selection(None, None, None, until):
+            msg = (
+                "purge: letters of the bus are a log, of which only the oldest can go: give "
+                "--until alone; or a file with --file"
+            )
+            raise UsageError(msg)
+        settings = _output.load_settings(config)
+        _output.run_async(_dlq_topic.purge_letters(settings, before, dry_run, yes))
+        return
     from market_data_pipeline.cli import _dlq_file
 
-    wanted = _selection(reason, kind, since, until, letter_ids)
     if everything == (wanted != Selection()):
         msg = "purge: say which: --reason, --id, --type, --since or --until, else --all alone"
         raise UsageError(msg)
     _output.load_settings(config)
     _output.run_async(_dlq_file.purge_records(file, wanted, dry_run, yes))
+
+
+def _only_on_the_bus(given: dict[str, str | bool | None]) -> None:
+    from market_data_core.errors import UsageError
+
+    for option in (name for name, value in given.items() if value):
+        msg = f"{option} selects letters of the bus; leave it or --file out"
+        raise UsageError(msg)
+
+
+def _letters(
+    reason: str | None,
+    kind: str | None,
+    since: str | None,
+    until: str | None,
+    ids: list[str] | None,
+    provider: str | None,
+    symbol: str | None,
+) -> LetterSelection:
+    from market_data_core.errors import UsageError
+    from market_data_pipeline.cli._dlq_topic import LetterSelection, place_of
+
+    if kind is not None:
+        msg = f"--type {kind!r}: letters of the bus have no type; name a file with --file"
+        raise UsageError(msg)
+    start, end = _output.parse_range(since, until, ("--since", "--until"))
+    places = frozenset(map(place_of, ids)) if ids else None
+    return LetterSelection(reason, start, end, places, provider, _output.symbols_of(symbol))
 
 
 def _selection(

@@ -201,9 +201,37 @@ async def _bus(settings: Settings) -> list[_Check]:
         names = ", ".join(topic.name for topic in topics[:5])
         more = f" and {len(topics) - 5} more" if len(topics) > 5 else ""
         text = f"{len(topics)} topics can be read: {names}{more}"
-        return [*found, _Check("bus", "ok", text)]
+        return [*found, _Check("bus", "ok", text), *await _generations(bus, settings)]
     finally:
         await bus.close()
+
+
+async def _generations(bus: Bus, settings: Settings) -> list[_Check]:
+    """Whether the topics of the live feeds have the partitions that the registry tells."""
+    from market_data_core.clock import SystemClock
+    from market_data_core.events import format_ts
+    from market_data_pipeline.generations import Generations
+
+    clock, name = SystemClock(), settings.bus.events_topic
+    timeline = await Generations(bus, name, clock).look(settings.bus.partitions)
+    if len(timeline.generations) == 1:
+        return []  # its topic is among those that can be read
+    newest, told = timeline.newest, []
+    for generation in timeline.generations:
+        info = await bus.find_topic(generation.topic)
+        told.append(f"{generation.topic} with {generation.partitions} partitions")
+        if info is None and generation.from_ts <= clock.now_ns():
+            text = f"topic {generation.topic} is missing; restore it from a backup"
+            return [_Check("generations", "fail", text)]
+        if info is not None and info.partitions != newest.partitions and generation is newest:
+            text = (
+                f"topic {info.name} has {info.partitions} partitions instead of "
+                f"{newest.partitions}: run mdp stream repartition --partitions {info.partitions}"
+            )
+            return [_Check("generations", "fail", text)]
+    begun = newest.from_ts <= clock.now_ns()
+    since = f"the newest {'since' if begun else 'from'} {format_ts(newest.from_ts)}"
+    return [_Check("generations", "ok", f"{', '.join(told)}; {since}")]
 
 
 async def _ends(bus: Bus, topic: str, partition: int) -> None:
@@ -212,12 +240,10 @@ async def _ends(bus: Bus, topic: str, partition: int) -> None:
     Raises:
         MdpError: they cannot be read, or are not what was written.
     """
-    import zlib
-
     bounds = await bus.bounds(topic, partition)
     for offset in {bounds.first, bounds.next - 1} if bounds.next > bounds.first else ():
         record = (await bus.poll(topic, {partition: offset}, 1, 0))[partition][0]
-        if zlib.crc32(record.payload) != record.checksum:
+        if record.checksum != await bus.checksum(topic, partition, record.offset):
             msg = (
                 f"{topic}, partition {partition}, record {offset} is not what was written; "
                 "restore the topic from a backup"

@@ -32,7 +32,8 @@ Window = Annotated[str, typer.Option(help="Window lengths, such as 1s,1m,5m.")]
 
 def run(
     files: Annotated[
-        list[str] | None, typer.Argument(help="Recordings; '-' reads standard input.")
+        list[str] | None,
+        typer.Argument(help="Recordings, or an archive; '-' reads standard input."),
     ] = None,
     config: Config = None,
     provider: Provider = None,
@@ -74,6 +75,15 @@ def run(
         format=cast("FormatName", file_format),
         symbols=chosen,
     )
+    if len(files) == 1 and Path(files[0]).is_dir():
+        from market_data_pipeline.cli.replay import Asked, carry_kept
+
+        if options != RecordingOptions(symbols=chosen):
+            msg = f"{files[0]} is a folder: an archive speaks for itself, give --symbols or --as"
+            raise UsageError(msg)
+        upper = tuple(symbol.upper() for symbol in chosen)
+        carry_kept(settings, Asked(symbols=upper, name=name or None), Path(files[0]))
+        return
     _recorded(settings, files, name or None, options)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -11,6 +12,7 @@ from market_data_pipeline.cli import _output
 
 if TYPE_CHECKING:
     from market_data_core.config import Settings
+    from market_data_pipeline.archive.files import Archive
     from market_data_pipeline.verification import Report, Scope
 
 
@@ -23,25 +25,43 @@ def verify(
     ] = None,
     provider: Annotated[str | None, typer.Option(help="Only this provider.")] = None,
     symbol: Annotated[str | None, typer.Option(help="Only this symbol, in any case.")] = None,
+    archive: Annotated[
+        Path | None,
+        typer.Option(help="Archive with what the log has forgotten; default archive.path."),
+    ] = None,
     config: _output.ConfigOption = None,
 ) -> None:
     """Compute bars again in another way, and print how they differ from the stored ones: not."""
     start, end = _output.parse_range(from_, to)
     settings = _output.load_settings(config)
     wanted = (provider, symbol.strip().upper() if symbol else None, start, end)
-    report = _output.run_async(_verify(settings, wanted))
+    kept = _archive(archive, settings.archive.path)
+    report = _output.run_async(_verify(settings, wanted, kept))
     _show(report)
     if report.differences:
         raise typer.Exit(1)
 
 
+def _archive(named: Path | None, usual: Path) -> Archive | None:
+    """The archive that was named, else the usual one if there is one."""
+    from market_data_pipeline.archive.files import Archive
+    from market_data_pipeline.archive.layout import read_identity
+
+    if named is None and read_identity(usual) is None:
+        return None
+    return Archive(named or usual)
+
+
 async def _verify(
-    settings: Settings, wanted: tuple[str | None, str | None, int | None, int | None]
+    settings: Settings,
+    wanted: tuple[str | None, str | None, int | None, int | None],
+    archive: Archive | None,
 ) -> Report:
     from market_data_core.intervals import NS_PER_MS
     from market_data_pipeline.assembly import LETTERS_TOPIC
     from market_data_pipeline.backends import missing_store, open_backends
     from market_data_pipeline.bus import codec
+    from market_data_pipeline.generations import Generations
     from market_data_pipeline.verification import CountedLog, Scope, verify
 
     absent = missing_store(settings)
@@ -49,6 +69,7 @@ async def _verify(
         raise MdpError(absent)
     scope: Scope = Scope(*wanted)
     async with open_backends(settings, wait=False) as backends:
+        live = Generations(backends.bus, settings.bus.events_topic, backends.clock)
         log = CountedLog(
             backends.bus,
             backends.store,
@@ -56,6 +77,8 @@ async def _verify(
             settings.bus.group,
             LETTERS_TOPIC,
             settings.micro_batch.max_future_ms * NS_PER_MS,
+            await live.look(settings.bus.partitions),
+            archive,
         )
         return await verify(backends.store, log, scope, list(settings.micro_batch.windows_ns))
 

@@ -189,9 +189,8 @@ class RateCoordinator:
             if not pause_s:
                 return
             with suppress(TimeoutError):
-                await asyncio.wait_for(
-                    self._changed.wait(), None if pause_s == FOREVER else pause_s
-                )
+                async with asyncio.timeout(None if pause_s == FOREVER else pause_s):
+                    await self._changed.wait()
 
     async def acquire(self, provider: str, events: int = 1) -> None:
         """Count `events` that were taken, and return when more may be."""

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from market_data_core.errors import UsageError
 from market_data_core.intervals import NS_PER_MS
 
-FOREVER = 2**62
-"""A time after every event: the watermark of a lane that has ended."""
-NEVER = -(2**62)
+FOREVER = 2**63 - 2**60
+"""A time after every event (in 2225), with room for sums in 64 bits: the end of a lane."""
+NEVER = -FOREVER
 """A time before every event: the watermark of a stream that has not begun."""
 
 

@@ -116,6 +116,20 @@ class Checkpoint(msgspec.Struct, kw_only=True):
     counts: Counts = msgspec.field(default_factory=Counts)
     streams: list[StreamState] = []
 
+    @property
+    def holds_events(self) -> bool:
+        """Whether something that was read is in a window that waits for its end, or above F.
+
+        What is settled of a window that has ended waits for nothing: only a late event needs it.
+        """
+        waiting = (
+            unpack_bars(rows).start + length > state.closed
+            for state in self.streams
+            for length, rows in state.settled.items()
+        )
+        held = any(ends.any() for ends in waiting)
+        return held or self.counts.open > 0 or self.resume < self.counted
+
     def encode(self) -> bytes:
         """As bytes."""
         return msgspec.msgpack.encode(self)

@@ -9,14 +9,15 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from market_data_core.bars import BarBatch
+from market_data_core.bars import VALUE_COLUMNS, BarBatch
 from market_data_core.contracts.bus import Codec
 from market_data_core.contracts.store import BadRow, Claim, Gap, Message
 from market_data_core.deadletters import DeadLetter, encode_letters
-from market_data_core.events import REASONS, EventBatch, Rejected
+from market_data_core.events import REASONS, EventBatch, Rejected, StreamEvent, parse_ts
 from market_data_core.intervals import format_interval
 from market_data_core.partitioning import partition_of
 from market_data_core.records import Record
+from market_data_pipeline.timeline import Generation, Timeline
 from market_data_pipeline.windows.aggregate import Events
 from market_data_pipeline.windows.checkpoint import Checkpoint, decode_checkpoint
 from market_data_pipeline.windows.collected import Closed
@@ -62,6 +63,14 @@ class PartitionGroup:
         """How many events bad rows move from stored to dead-lettered."""
         return sum(int(self.decided[row.batch].fresh[row.row]) for row in bad)
 
+    def widened(self, span: tuple[int, int] | None) -> tuple[int, int] | None:
+        """`span`, least and greatest start of bars (UTC ns), with those of this group's bars."""
+        for batch in self.bars:
+            first, last = int(batch.ts.min()), int(batch.ts.max())
+            low, high = span or (first, last)
+            span = min(low, first), max(high, last)
+        return span
+
     def finish(self, bad: Sequence[BadRow]) -> tuple[bytes, Sequence[Message]]:
         """The checkpoint and messages, given which bars could not be written."""
         letters = [*self.letters, *(self._letter(row) for row in bad)]
@@ -86,8 +95,8 @@ class PartitionGroup:
     def _letter(self, bad: BadRow) -> DeadLetter:
         batch, i = self.decided[bad.batch].bars, bad.row
         symbol = batch.symbols[int(batch.codes[i])]
-        row = {name: getattr(batch, name)[i].item() for name in ("ts", "open", "high", "low")}
-        row |= {name: getattr(batch, name)[i].item() for name in ("close", "volume", "vwap")}
+        row = {name: getattr(batch, name)[i].item() for name in ("ts", *VALUE_COLUMNS)}
+        row |= {"state": batch.state, "only_new": batch.only_new}
         body = {"provider": batch.provider, "symbol": symbol, "interval": batch.interval, **row}
         return DeadLetter(
             reason="unwritable",
@@ -139,15 +148,28 @@ class Topics:
 
     Attributes:
         events: the topic it reads.
-        partitions: how many partitions that has.
+        partitions: among which its symbols are spread.
         bars: where changed bars go.
         letters: where dead letters go.
+        generations: of the live topic, to which it belongs; None if it stands alone.
     """
 
     events: str
     partitions: int
     bars: str
     letters: str
+    generations: Timeline | None = None
+
+    @property
+    def timeline(self) -> Timeline:
+        """Where events belong by their time."""
+        return self.generations or Timeline.alone(self.events, self.partitions)
+
+    @property
+    def home(self) -> Generation:
+        """The generation that the topic is, as it is known now."""
+        found = self.generations.of_topic(self.events) if self.generations else None
+        return found or Generation(1, self.events, self.partitions)
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,21 +221,31 @@ class Letters:
         letters, self._letters = self._letters, []
         return letters
 
-    def rejected(self, record: Record, item: Rejected) -> None:
-        """A record that could not be read."""
-        self._letters.append(
-            DeadLetter(
-                reason=item.reason,
-                detail=item.detail,
-                topic=self._topic,
-                log_id=self._log_id,
-                partition=self._partition,
-                offset=record.offset,
-                original=item.original,
-                where=item.where,
-                events=record.count,
-            )
+    def rejected(self, record: Record, item: Rejected, event: StreamEvent | None = None) -> None:
+        """A record that cannot be used; of one that came too early `event` tells what it holds."""
+        letter = DeadLetter(
+            reason=item.reason,
+            detail=item.detail,
+            topic=self._topic,
+            log_id=self._log_id,
+            partition=self._partition,
+            offset=record.offset,
+            original=item.original,
+            where=item.where,
+            events=record.count,
         )
+        if event and item.reason == "future":
+            event = msgspec.structs.replace(event, symbol=event.symbol.upper())
+            original = msgspec.json.encode(event)
+            letter = msgspec.structs.replace(
+                letter,
+                provider=event.provider,
+                symbol=event.symbol,
+                src_ts=parse_ts(event.src_ts),
+                original=original,
+                message=b"" if item.original == original else item.original,
+            )
+        self._letters.append(letter)
 
     def events(self, batch: EventBatch, origin: Origin, reason: str) -> None:
         """Events that were read but cannot be used."""
@@ -259,7 +291,7 @@ def batch_of(provider: str, stream: WindowStream, events: Events) -> EventBatch:
 def forwards(
     batch: EventBatch, topics: Topics, codec: Codec, place: str, number: int
 ) -> Iterable[Message]:
-    """Messages that take events to the partitions of their symbols.
+    """Messages that take events to the generation of their time, the partition of their symbol.
 
     Args:
         batch: the events.
@@ -268,15 +300,29 @@ def forwards(
         place: the record they came from; with `number`, which rises, the messages' keys.
         number: of the first message.
     """
-    target = np.array([partition_of(s, topics.partitions) for s in batch.symbols])
-    owners = target[batch.codes]
-    for to in np.unique(owners).tolist():
-        part = batch.take(owners == to)
-        span = int(part.src_ts.min()), int(part.src_ts.max())
-        for payload in codec.encode_events(part, "columnar"):
-            key = f"{place}/to/{to}/{number}"
-            number += 1
-            yield Message(topics.events, key, payload, len(part), to, part.provider, *span)
+    for home, events in topics.timeline.split(batch):
+        target = np.array([partition_of(s, home.partitions) for s in events.symbols])
+        owners = target[events.codes]
+        for to in np.unique(owners).tolist():
+            part = events.take(owners == to)
+            span = int(part.src_ts.min()), int(part.src_ts.max())
+            for payload in codec.encode_events(part, "columnar"):
+                key = f"{place}/to/{to}/{number}"
+                number += 1
+                yield Message(home.topic, key, payload, len(part), to, part.provider, *span)
+
+
+def within(closed: Closed, home: Generation) -> Iterable[Closed]:
+    """`closed` without windows that reach beyond the generation; nothing if none is left.
+
+    They are of a length that was not there when the spans were chosen, and have no bar, since no
+    partition has all of their events.
+    """
+    whole = home.whole(closed.bars.start, closed.length_ns)
+    if whole.all():
+        yield closed
+    elif whole.any():
+        yield replace(closed, bars=closed.bars.take(whole), fresh=closed.fresh[whole])
 
 
 def rounded(provider: str, stream: WindowStream, closed: Closed) -> list[Decided]:

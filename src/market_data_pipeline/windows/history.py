@@ -16,8 +16,10 @@ from market_data_core.events import EventBatch, StreamEvent, parse_ts
 from market_data_core.partitioning import partition_of
 from market_data_core.records import Record, TopicInfo
 from market_data_core.wire import BatchBuilder
+from market_data_pipeline.generations import Generations
+from market_data_pipeline.timeline import Generation
 from market_data_pipeline.windows.assigner import FOREVER, NEVER, WindowSpec, floor_to
-from market_data_pipeline.windows.checkpoint import Checkpoint, decode_checkpoint
+from market_data_pipeline.windows.checkpoint import Checkpoint, StreamState, decode_checkpoint
 
 Ledger = dict[tuple[str, int], Counter[bytes]]
 """(log, partition) -> how often each event, told by identity and values, was set aside."""
@@ -31,15 +33,20 @@ class RawEvents:
         codec: how payloads are read.
         letters_topic: where dead letters are.
         max_future_ns: the live lane's bound on times ahead of the append.
-        live_topic: the topic it applies to.
+        generations: of the live topic, to which it applies.
     """
 
     def __init__(
-        self, bus: Bus, codec: Codec, letters_topic: str, max_future_ns: int, live_topic: str
+        self,
+        bus: Bus,
+        codec: Codec,
+        letters_topic: str,
+        max_future_ns: int,
+        generations: Generations,
     ) -> None:
         self._bus, self._codec = bus, codec
         self.letters_topic = letters_topic
-        self._max_future_ns, self._live_topic = max_future_ns, live_topic
+        self._max_future_ns, self._generations = max_future_ns, generations
 
     async def ledger(
         self, provider: str, from_ts: int, to_ts: int, unpublished: Iterable[bytes] = ()
@@ -97,10 +104,13 @@ class RawEvents:
         return [item] if isinstance(item, EventBatch) else []
 
     def _valid(self, batch: EventBatch, record: Record, info: TopicInfo) -> EventBatch:
-        mine = [partition_of(s, info.partitions) == record.partition for s in batch.symbols]
+        live = self._generations.timeline.of_topic(info.name)
+        count = live.partitions if live else info.partitions
+        mine = [partition_of(s, count) == record.partition for s in batch.symbols]
         keep = np.array(mine)[batch.codes]
-        if info.name == self._live_topic:
+        if live:
             keep &= batch.src_ts <= record.append_ts + self._max_future_ns
+            keep &= live.holds(batch.src_ts)
         return batch if keep.all() else batch.take(keep)
 
 
@@ -147,7 +157,7 @@ class LaneHistory:
         raw: reads their events.
         group: consumer group.
         lane: the lane's own topic.
-        live: the live topic.
+        live: the generations of the live topic.
         partitions: of the lane.
         spec: the windows.
     """
@@ -159,7 +169,7 @@ class LaneHistory:
         raw: RawEvents,
         group: str,
         lane: str,
-        live: str,
+        live: Generations,
         partitions: int,
         spec: WindowSpec,
     ) -> None:
@@ -177,45 +187,76 @@ class LaneHistory:
                 (r.key.topic, r.key.partition): decode_checkpoint(r.checkpoint)
                 for r in rows
                 if r.checkpoint
-                and r.key.topic.startswith(f"{self._live}.")
+                and r.key.topic.startswith(f"{self._live.events_topic}.")
                 and r.key.topic != self._lane
             }
             names = {topic for topic, _ in self._checkpoints}
             self._lanes = [t for t in await self._bus.topics() if t.name in names]
         return self._checkpoints
 
-    async def _live_topic(self) -> TopicInfo | None:
-        """The live feed's topic, if there is one beside this lane."""
-        return None if self._lane == self._live else await self._bus.find_topic(self._live)
+    async def _live_topics(self) -> list[tuple[Generation, TopicInfo]]:
+        """The live feed's topics, if there are any beside this lane."""
+        timeline = await self._live.look(self._partitions)
+        if timeline.of_topic(self._lane):
+            return []
+        found = [(g, await self._bus.find_topic(g.topic)) for g in timeline.generations]
+        return [(generation, info) for generation, info in found if info]
 
     async def _live_checkpoints(self) -> dict[tuple[str, int], Checkpoint]:
         """Positions of the live feed: they move while this lane works."""
-        rows = await self._store.status(self._group, self._live)
+        timeline = await self._live.look(self._partitions)
         return {
             (r.key.topic, r.key.partition): decode_checkpoint(r.checkpoint)
-            for r in rows
+            for generation in timeline.generations
+            for r in await self._store.status(self._group, generation.topic)
             if r.checkpoint
         }
 
     async def limit(self, provider: str, partition: int, from_ts: int) -> int:
         """Windows that end above this belong to a live feed that may still write them."""
-        info = await self._live_topic()
-        if info is None:
+        live = await self._live_topics()
+        if not live:
             return FOREVER
         found, checkpoints = FOREVER, await self._live_checkpoints()
-        for number in self._numbers(info, partition):
-            checkpoint = checkpoints.get((info.name, number))
-            for state in checkpoint.streams if checkpoint else ():
-                if state.provider == provider and state.kind == "tick":
-                    final = min(state.watermark - self._spec.revise_horizon_ns, state.closed)
-                    found = min(found, floor_to(max(final, NEVER), self._spec.widest_ns))
-            # what the feed's owner has not read yet may belong to any window from here on
-            counted = checkpoint.counted if checkpoint else 0
-            if (await self._bus.bounds(info.name, number)).next <= counted:
-                continue
-            records = await self._bus.scan(info.name, number, provider, from_ts, FOREVER)
-            if any(record.offset >= counted for record in records):
-                found = min(found, floor_to(from_ts, self._spec.widest_ns))
+        reached = max(
+            (s.greatest for c in checkpoints.values() for s in _ticks(c, provider)), default=NEVER
+        )
+        for generation, info in live:
+            for number in self._numbers(generation, partition):
+                checkpoint = checkpoints.get((info.name, number))
+                found = min(found, self._final(checkpoint, provider, generation, reached))
+                # what the feed's owner has not read yet may belong to any window from here on
+                counted = checkpoint.counted if checkpoint else 0
+                if (await self._bus.bounds(info.name, number)).next <= counted:
+                    continue
+                records = await self._bus.scan(info.name, number, provider, from_ts, FOREVER)
+                if any(record.offset >= counted for record in records):
+                    found = min(found, floor_to(from_ts, self._spec.widest_ns))
+        return found
+
+    def _final(
+        self, checkpoint: Checkpoint | None, provider: str, generation: Generation, reached: int
+    ) -> int:
+        """Up to where a partition of a live topic does not change any more.
+
+        Args:
+            checkpoint: of the partition, None if there is none.
+            provider: the feed.
+            generation: the topic's.
+            reached: greatest time of the feed in any generation, UTC ns.
+
+        Returns:
+            UTC ns; FOREVER once nothing of the generation's time can change.
+        """
+        found = FOREVER
+        if checkpoint is None:
+            return found
+        for state in _ticks(checkpoint, provider):
+            final = min(state.watermark - self._spec.revise_horizon_ns, state.closed)
+            # a feed that fell silent before its generation's end has gone on in a later one
+            over = reached >= generation.until and not checkpoint.holds_events
+            if final < generation.until and not over:
+                found = min(found, floor_to(max(final, NEVER), self._spec.widest_ns))
         return found
 
     async def protected(self, provider: str) -> int:
@@ -239,20 +280,21 @@ class LaneHistory:
         """Look again at what other lanes have done."""
         self._checkpoints = None
 
-    def _numbers(self, info: TopicInfo, partition: int) -> Iterable[int]:
+    def _numbers(self, home: TopicInfo | Generation, partition: int) -> Iterable[int]:
         """The topic's partitions that this partition's symbols can be in."""
-        return (partition,) if info.partitions == self._partitions else range(info.partitions)
+        return (partition,) if home.partitions == self._partitions else range(home.partitions)
 
     async def known(
         self, provider: str, partition: int, from_ts: int, to_ts: int
     ) -> list[EventBatch]:
         """Ticks of this partition's symbols that others have stored in [from_ts, to_ts)."""
         checkpoints, topics = await self._load(), self._lanes
-        if live := await self._live_topic():
-            checkpoints, topics = checkpoints | await self._live_checkpoints(), [*topics, live]
+        homes: list[tuple[TopicInfo | Generation, TopicInfo]] = [(info, info) for info in topics]
+        if live := await self._live_topics():
+            checkpoints, homes = checkpoints | await self._live_checkpoints(), [*homes, *live]
         found = []
-        for info in topics:
-            for number in self._numbers(info, partition):
+        for home, info in homes:
+            for number in self._numbers(home, partition):
                 checkpoint = checkpoints.get((info.name, number))
                 closed = _closed(checkpoint, provider, from_ts)
                 if checkpoint is None or min(closed, to_ts) <= from_ts:
@@ -292,9 +334,10 @@ def _closed(checkpoint: Checkpoint | None, provider: str, from_ts: int) -> int:
     """End of the last window of `provider` that was stored; NEVER if none reaches `from_ts`."""
     if checkpoint is None:
         return NEVER
-    states = [
-        s
-        for s in checkpoint.streams
-        if s.provider == provider and s.kind == "tick" and s.greatest >= from_ts
-    ]
+    states = (s for s in _ticks(checkpoint, provider) if s.greatest >= from_ts)
     return max((s.closed for s in states), default=NEVER)
+
+
+def _ticks(checkpoint: Checkpoint, provider: str) -> list[StreamState]:
+    """The places of a provider's ticks."""
+    return [s for s in checkpoint.streams if s.provider == provider and s.kind == "tick"]

@@ -14,16 +14,12 @@ import structlog
 
 from market_data_core.clock import Clock
 from market_data_core.contracts.bus import Bus, Codec
-from market_data_core.contracts.store import (
-    Claim,
-    Commits,
-    PartitionKey,
-    Positions,
-    WriteCounts,
-)
-from market_data_core.errors import FencedError, TransientError
-from market_data_core.records import Entry, TopicInfo
+from market_data_core.contracts.store import Claim, Commits, Positions, WriteCounts
+from market_data_core.errors import FencedError, LogLostError, TransientError
+from market_data_core.records import Entry, Place, TopicInfo
+from market_data_pipeline.generations import Generations
 from market_data_pipeline.observe import Observer
+from market_data_pipeline.ownership import Ownership
 from market_data_pipeline.windows.assigner import FOREVER, NEVER, WindowSpec
 from market_data_pipeline.windows.checkpoint import Counts, decode_checkpoint
 from market_data_pipeline.windows.group import PartitionGroup, Topics
@@ -36,6 +32,7 @@ from market_data_pipeline.windows.writer import GroupWriter
 log = structlog.get_logger("micro_batcher")
 
 _TICK_S = 0.02
+_TELL_S = 0.25
 
 
 class MicroBatcher:
@@ -55,6 +52,7 @@ class MicroBatcher:
         commits: where groups are given.
         history: for a lane, what is known already.
         guard: a claim without which the lane may not write.
+        generations: of the live topic, one of which this topic is; None on a lane.
 
     Attributes:
         written: what the store did with the bars so far.
@@ -76,18 +74,33 @@ class MicroBatcher:
         commits: Commits,
         history: History | None = None,
         guard: Claim | None = None,
+        generations: Generations | None = None,
     ) -> None:
         self._bus, self._store, self._codec = bus, store, codec
         self._spec, self._info, self._settings, self._clock = spec, info, settings, clock
-        self._topics = Topics(info.name, info.partitions, bars_topic, letters_topic)
+        self._generations = generations
+        timeline = generations.timeline if generations else None
+        home = timeline.of_topic(info.name) if timeline else None
+        partitions = home.partitions if home else info.partitions
+        self._topics = Topics(info.name, partitions, bars_topic, letters_topic, timeline)
         self._observer, self._history, self._commits = observer, history, commits
-        self._writer = GroupWriter(bus, store, commits, observer, guard)
+        self._writer = GroupWriter(bus, store, commits, observer, guard, partitions)
         self._owned: dict[int, Partition] = {}
         self._known_to: dict[tuple[int, str], int] = {}
         self._committing: asyncio.Task[None] | None = None
-        self._beating: asyncio.Task[list[str]] | None = None
-        self._retention = Retention(bus, info, self._topics, settings, clock)
-        self._beat_at = self._commit_at = 0.0
+        self._retention = Retention(bus, store, self._topics, settings, clock, lambda: self._owned)
+        self._ownership = Ownership(
+            bus,
+            store,
+            info,
+            settings.group,
+            settings.member,
+            settings.lease_ns,
+            clock,
+            self._writer.retry,
+        )
+        self._commit_at = self._tell_at = 0.0
+        self._told: dict[int, Place] = {}
         self._before: dict[int, int] = {}
         self.written = WriteCounts()
         self.span: tuple[int, int] | None = None
@@ -124,11 +137,11 @@ class MicroBatcher:
             drain_s: for how long to go on after that while there is something to read.
 
         Raises:
-            LogLostError: the log was replaced while it was being read.
+            LogLostError: the log is gone.
             FencedError: the guard was lost.
         """
         try:
-            async with self._commits:
+            async with self._commits, self._retention:
                 await self._work(stop, drain_s)
         finally:
             await self._leave()
@@ -140,83 +153,76 @@ class MicroBatcher:
                 deadline = min(deadline, time.monotonic() + drain_s)
                 if not busy or time.monotonic() >= deadline:
                     break
-            await self._rebalance()
-            busy = await self._read()
+            try:
+                await self._rebalance()
+                busy = await self._read()
+            except LogLostError as error:
+                await self._begin_anew(error)
+                continue
             await self._decide(busy)
             await self._mark_idle()
-            await self._retention.trim(self._owned)
+            await self._tell()
         await self._commit(list(self._owned.values()))
         await self._settle_commit()
         await self._writer.tidy()
+        await self._tell(now=True)
+
+    async def _begin_anew(self, error: LogLostError) -> None:
+        """Forget what was read of a log that is not whole any more, and go on as a new owner.
+
+        Raises:
+            LogLostError: the topic is gone, or this process cannot look at what replaced it.
+        """
+        log.error("the log has lost records", topic=self._info.name, error=str(error))
+        await self._settle_commit()
+        owned, self._owned = self._owned, {}
+        for partition in owned.values():
+            await self._ownership.release(partition.claim)
+        info = await self._writer.retry(lambda: self._bus.find_topic(self._info.name))
+        if info is None or info.partitions != self._info.partitions:
+            raise error
+        self._info = info
+
+    async def _tell(self, *, now: bool = False) -> None:
+        """Show the bus's own tools how far this worker has come, a few times a second."""
+        if not now and time.monotonic() < self._tell_at:
+            return
+        self._tell_at = time.monotonic() + _TELL_S
+        places = {n: p.place for n, p in self._owned.items() if p.place != self._told.get(n)}
+        if not places:
+            return
+        s = self._settings
+        try:
+            await self._bus.acknowledge(self._info.name, s.group, s.member, places)
+        except TransientError as error:  # the next round tells it too
+            log.debug("could not tell the bus where the group stands", error=str(error))
+            return
+        self._told |= places
 
     async def _leave(self) -> None:
-        if self._beating:
-            self._beating.cancel()
-        left = [task for task in (self._committing, self._beating) if task]
-        await asyncio.gather(*left, return_exceptions=True)
-        try:
-            await self._store.leave(self._settings.group, self._info.name, self._settings.member)
-        except TransientError as error:  # the lease will run out instead
-            log.warning("could not leave the group", error=str(error))
+        if self._committing:
+            await asyncio.gather(self._committing, return_exceptions=True)
+        await self._ownership.leave()
 
     # ---- ownership -------------------------------------------------------------------------
 
     async def _rebalance(self) -> None:
-        """Give a sign of life now and then, and take the worker's share of the partitions.
-
-        Nothing waits for the answer: while the store is away, reading goes on until what waits
-        for it has reached its bound. Commits are fenced, whatever became of the lease meanwhile.
-        """
-        now, s = time.monotonic(), self._settings
-        if self._beating is None:
-            if now < self._beat_at:
-                return
-            self._beat_at = now + s.lease_ns / 6e9
+        """Give a sign of life now and then, and take the worker's share of the partitions."""
+        if self._ownership.due:
             self._observer.alive(self._clock.now_ns(), self.open_windows)
-            self._beating = asyncio.create_task(self._beat())
-        if self._owned and not self._beating.done():
-            return
-        beating, self._beating = self._beating, None
-        members = await beating
-        share, rest = divmod(self._info.partitions, len(members))
-        quota = share + (members.index(s.member) < rest)
-        if len(self._owned) > quota:
-            for number in sorted(self._owned)[quota:]:
-                await self._release(number)
-        elif len(self._owned) < quota:
-            await self._claim_free(quota - len(self._owned))
-
-    async def _beat(self) -> list[str]:
-        s = self._settings
-        tokens = {p: part.claim.token for p, part in self._owned.items()}
-        return await self._writer.retry(
-            lambda: self._store.heartbeat(s.group, self._info.name, s.member, s.lease_ns, tokens)
-        )
+        change = await self._ownership.change({n: p.claim for n, p in self._owned.items()})
+        for number in change.surplus:
+            await self._release(number)
+        found = {claim.key.partition: await self._adopt(claim) for claim in change.claims}
+        if tell_losses(self._info.name, found):
+            self._observer.error("log_lost")
 
     async def _release(self, number: int) -> None:
         await self._commit([p for p in (self._owned.get(number),) if p])
         await self._settle_commit()
         partition = self._owned.pop(number, None)
         if partition:  # it may have been lost to another worker meanwhile
-            await self._writer.retry(lambda: self._store.release(partition.claim))
-            log.debug("partition handed over", topic=self._info.name, partition=number)
-
-    async def _claim_free(self, wanted: int) -> None:
-        s = self._settings
-        rows = await self._writer.retry(lambda: self._store.status(s.group, self._info.name))
-        stale = self._clock.now_ns() - s.lease_ns
-        held = {r.key.partition for r in rows if r.owner and r.heartbeat >= stale}
-        free = [p for p in range(self._info.partitions) if p not in self._owned and p not in held]
-        found: dict[int, Recovered] = {}
-        for number in free[:wanted]:
-            key = PartitionKey(s.group, self._info.name, number)
-            claim = await self._writer.retry(
-                lambda key=key: self._store.claim(key, s.member, s.lease_ns)  # type: ignore[misc]
-            )
-            if claim:
-                found[number] = await self._adopt(claim)
-        if tell_losses(self._info.name, found):
-            self._observer.error("log_lost")
+            await self._ownership.release(partition.claim)
 
     async def _adopt(self, claim: Claim) -> Recovered:
         number = claim.key.partition
@@ -239,6 +245,7 @@ class MicroBatcher:
         partition.gaps = found.gaps
         partition.dirty = bool(found.gaps)
         self._owned[number] = partition
+        self._told.pop(number, None)
         self._known_to = {key: to for key, to in self._known_to.items() if key[0] != number}
         self._before[number] = found.checkpoint.counts.received
         self._observer.adopted(number, found.checkpoint.counts)
@@ -262,6 +269,10 @@ class MicroBatcher:
                 self._info.name, positions, self._settings.poll_bytes, self._wait_s()
             )
         )
+        if self._generations and found:
+            newest = max(records[-1].append_ts for records in found.values())
+            catch_up = self._generations.catch_up
+            await self._writer.retry(lambda: catch_up(newest))
         for number in positions:
             if number in self._owned:  # it may have been lost while we waited
                 self._owned[number].take(found.get(number, ()), began)
@@ -381,14 +392,7 @@ class MicroBatcher:
         for partition, group in work:
             partition.committed(group, result.bad.get(group.claim.key.partition, []))
             self._observer.committed(group, now)
-            self._widen(group)
+            self.span = group.widened(self.span)
         self.written.add(result.counts)
         self._observer.written(result.counts, self.counts.open)
         await self._writer.publish(result.outbox)
-
-    def _widen(self, group: PartitionGroup) -> None:
-        """Take the starts of the group's bars into the span of what was written."""
-        for batch in group.bars:
-            first, last = int(batch.ts.min()), int(batch.ts.max())
-            low, high = self.span or (first, last)
-            self.span = min(low, first), max(high, last)

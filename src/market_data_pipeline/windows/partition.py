@@ -5,27 +5,26 @@ No I/O: the micro-batcher hands records in and takes groups out.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import replace
+from operator import attrgetter
 
 import msgspec
 import numpy as np
 
 from market_data_core.contracts.bus import Codec
 from market_data_core.contracts.store import BadRow, Claim, Gap, Message
-from market_data_core.errors import RejectedError
+from market_data_core.decoding import Decoder, Singles, latest_of
 from market_data_core.events import (
-    REASONS,
-    SRC_TS_MAX,
     EventBatch,
     Rejected,
     StreamEvent,
 )
 from market_data_core.partitioning import partition_of
-from market_data_core.records import Mark, Record
-from market_data_core.wire import BatchBuilder
+from market_data_core.records import Mark, Place, Record
 from market_data_pipeline.windows.aggregate import Index
-from market_data_pipeline.windows.assigner import FOREVER, NEVER, WindowSpec, floor_to
+from market_data_pipeline.windows.assigner import FOREVER, NEVER, WindowSpec
 from market_data_pipeline.windows.checkpoint import Checkpoint
 from market_data_pipeline.windows.group import (
     Decided,
@@ -36,13 +35,12 @@ from market_data_pipeline.windows.group import (
     batch_of,
     forwards,
     rounded,
+    within,
 )
 from market_data_pipeline.windows.official import OfficialBars
 from market_data_pipeline.windows.recovery import tell_difference
+from market_data_pipeline.windows.silence import idle_mark
 from market_data_pipeline.windows.stream import WindowStream
-
-_PAUSE_MAX_NS = 3_600 * 10**9
-"""A feed that paused on purpose and stays away for so long is as silent as any other."""
 
 
 class Partition:
@@ -78,7 +76,7 @@ class Partition:
         self._max_future_ns = max_future_ns
         self._checkpoint = checkpoint
         self._counted = self.first_new = checkpoint.counted
-        self.committed_resume = checkpoint.resume
+        self.place = Place(checkpoint.resume, checkpoint.counted)
         self._read_until = NEVER
         self._checksum = checkpoint.checksum
         self._counts = msgspec.structs.replace(checkpoint.counts)
@@ -88,8 +86,7 @@ class Partition:
         self._bars: list[Decided] = []
         self._letters = Letters(topics.events, checkpoint.log_id, claim.key.partition)
         self._forwards: list[Message] = []
-        self._builder = BatchBuilder()
-        self._singles: list[Record] = []
+        self._decoder = Decoder(codec, max_future_ns)
         self._symbols_checked: dict[tuple[str, ...], Index | None] = {}
         self.dirty = False
         for state in checkpoint.streams:
@@ -118,39 +115,36 @@ class Partition:
             records: what the log held from `position` on; empty at its end.
             began_ns: when reading began, UTC ns.
         """
-        for record in records:
-            self._take(record)
-        self._flush_singles()
+        border = bisect_left(records, self.first_new, key=attrgetter("offset"))
+        for part in (records[:border], records[border:]):
+            for read, item in self._decoder.items(part):
+                self._take(item, read[-1])
+                self.position = read[-1].offset + 1
+                if self._is_new(read[-1]):
+                    self._counted, self.dirty = self.position, True
+                    self._log_received += sum(record.count for record in read)
+        if border < len(records):
+            self._checksum = records[-1].checksum
         self._read_until = records[-1].append_ts if records else began_ns
 
-    def _take(self, record: Record) -> None:
+    def _take(self, item: Singles | EventBatch | Mark | Rejected, record: Record) -> None:
+        """Take what stands in records up to `record`."""
         new = self._is_new(record)
-        try:
-            item = self._codec.decode(record.payload)
-        except RejectedError as error:
-            item = Rejected(error.reason, str(error), record.payload)
-        if isinstance(item, StreamEvent):
-            self._take_single(item, record)
-        else:
-            self._flush_singles()
-            if isinstance(item, EventBatch):
-                self._take_batch(item, record, Origin(record.offset), new)
-            elif isinstance(item, Rejected):
-                if new:
-                    self._reject(record, item)
-            else:
-                self._take_mark(item, record, new)
-        self.position = record.offset + 1
-        if new:
-            self._counted, self._checksum = self.position, record.checksum
-            self._log_received = record.received + record.count
-            self.dirty = True
+        if isinstance(item, Singles):
+            for refused in item.refused if new else ():
+                self._reject(*refused)
+            # what was appended last tells of a provider's silence: its stream comes last
+            for batch, records in sorted(item.batches, key=lambda found: found[1][-1].offset):
+                self._take_batch(batch, records[-1], Origin(records[0].offset, records), new)
+        elif isinstance(item, EventBatch):
+            self._take_batch(item, record, Origin(record.offset), new)
+        elif isinstance(item, Mark):
+            self._take_mark(item, record, new)
+        elif new:
+            self._reject(record, item)
 
     def _latest(self, record: Record) -> int:
-        """Greatest time that is believed of a record; measured against its append, not now."""
-        if self._max_future_ns is None:
-            return SRC_TS_MAX
-        return record.append_ts + self._max_future_ns
+        return latest_of(record, self._max_future_ns)
 
     def _is_new(self, record: Record) -> bool:
         """Whether the record was not counted when this owner took over."""
@@ -164,36 +158,9 @@ class Partition:
         """
         return self.position < self.first_new
 
-    def _reject(self, record: Record, item: Rejected) -> None:
+    def _reject(self, record: Record, item: Rejected, event: StreamEvent | None = None) -> None:
         self._counts.dead_lettered += record.count
-        self._letters.rejected(record, item)
-
-    def _take_single(self, event: StreamEvent, record: Record) -> None:
-        if self._singles and self._is_new(self._singles[0]) != self._is_new(record):
-            self._flush_singles()
-        token, latest = len(self._singles), self._latest(record)
-        try:
-            self._builder.add(event, record.append_ts, token, latest)
-        except RejectedError as error:
-            if self._is_new(record):
-                self._reject(record, Rejected(error.reason, str(error), record.payload))
-            return
-        self._singles.append(record)
-
-    def _flush_singles(self) -> None:
-        """Hand over the single events read in a row, as batches."""
-        if not self._singles:
-            return
-        singles, self._singles = self._singles, []
-        new = self._is_new(singles[0])
-        batches, rejected = self._builder.build_with_tokens()
-        for index, reason in rejected:
-            if new:
-                record = singles[index]
-                self._reject(record, Rejected(reason, REASONS[reason], record.payload))
-        for batch, tokens in batches:
-            records = [singles[token] for token in tokens]
-            self._take_batch(batch, records[-1], Origin(records[0].offset, records), new)
+        self._letters.rejected(record, item, event)
 
     def _take_mark(self, mark: Mark, record: Record, new: bool) -> None:
         if mark.kind != "idle":  # which is our own word: the silence goes on
@@ -206,7 +173,7 @@ class Partition:
             return
         if mark.kind == "end":
             self.ended = True
-            tell_difference(self.topics.events, mark, record)
+            tell_difference(self.topics.events, record.partition, mark.count, self._log_received)
             for stream in self.ticks.values():
                 stream.advance(FOREVER)
             return
@@ -224,10 +191,16 @@ class Partition:
         """Take the events of one stream; `record` is the last one that they came from."""
         self.last_append[batch.provider] = record.append_ts
         mine = self._own_rows(batch)
-        if mine is not None:
-            if new:
-                self._forward(batch.take(~mine), record)
-            batch, origin = batch.take(mine), origin.take(mine)
+        if mine is None:
+            self._take_own(batch, record, origin, new)
+            return
+        if new:
+            self._forward(batch.take(~mine), record)
+        self._take_own(batch.take(mine), record, origin.take(mine), new)
+        self._take_later(batch, record, new)
+
+    def _take_own(self, batch: EventBatch, record: Record, origin: Origin, new: bool) -> None:
+        """Take the events of one stream that belong here."""
         if origin.singles is None:  # single events were held against their own append already
             batch = self._less_ahead(batch, record, origin, new)
         if not len(batch):
@@ -244,6 +217,17 @@ class Partition:
         if len(late):
             self._counts.late += len(late)
             self._letters.events(batch.take(late), origin.take(late), "late")
+
+    def _take_later(self, batch: EventBatch, record: Record, new: bool) -> None:
+        """An event of a later generation tells how far its provider is, as a mark would."""
+        until, latest = self.topics.home.until, self._latest(record)
+        later = batch.src_ts[(batch.src_ts >= until) & (batch.src_ts <= latest)]
+        if len(later) and batch.kind == "tick":
+            stream, greatest = self.stream(batch.provider), int(later.max())
+            if new:
+                stream.progress(greatest)
+            else:
+                stream.restore_mark(greatest - self.spec.allow_late_ns)
 
     def _less_ahead(
         self, batch: EventBatch, record: Record, origin: Origin, new: bool
@@ -271,7 +255,7 @@ class Partition:
             self._letters.events(batch.take(rows), origin.take(rows), reason)
 
     def _own_rows(self, batch: EventBatch) -> Index | None:
-        """Which rows belong to this partition; None if all do."""
+        """Which rows belong to this partition, in this generation; None if all do."""
         key = batch.symbols
         if key not in self._symbols_checked:
             here = self.claim.key.partition
@@ -279,10 +263,11 @@ class Partition:
             if len(self._symbols_checked) > 1024:
                 self._symbols_checked.clear()
             self._symbols_checked[key] = None if mine.all() else mine
-        mask = self._symbols_checked[key]
-        if mask is None:
+        mask, home = self._symbols_checked[key], self.topics.home
+        if mask is None and home.holds_all(batch.src_ts):
             return None
-        mine = mask[batch.codes]
+        mine = home.holds(batch.src_ts)
+        mine = mine if mask is None else mine & mask[batch.codes]
         return None if mine.all() else mine
 
     def _forward(self, batch: EventBatch, record: Record) -> None:
@@ -303,7 +288,8 @@ class Partition:
             self._counts.dead_lettered += len(batch)
             self._letters.events(batch, Origin(position), "id_conflict")
         for closed in collected.bars:
-            self._bars += rounded(provider, stream, closed)
+            for whole in within(closed, self.topics.home):
+                self._bars += rounded(provider, stream, whole)
         self.dirty = True
 
     @property
@@ -357,7 +343,7 @@ class Partition:
     def committed(self, group: PartitionGroup, bad: Sequence[BadRow]) -> None:
         """The group is in the store; `bad` rows of it are not."""
         self.claim = replace(self.claim, sequence=self.claim.sequence + 1)
-        self.committed_resume = group.checkpoint.resume
+        self.place = Place(group.checkpoint.resume, group.checkpoint.counted)
         if bad:
             events = group.moved(bad)
             self._counts = self._counts.moved(events)
@@ -371,23 +357,12 @@ class Partition:
     def idle_marks(self, silence_ns: int) -> list[Mark]:
         """Marks for providers whose silence lets a window close, or a closed one be let go.
 
-        A silent provider's clock is taken to have gone on since its last record. Silence is
-        known only up to the time until which the log was read: a process that slept since
-        must not take its own absence for the provider's.
+        Silence is known only up to the time until which the log was read: a process that slept
+        since must not take its own absence for the provider's.
         """
         marks = []
         for provider, stream in self.ticks.items():
             silent = self._read_until - self.last_append.setdefault(provider, self._read_until)
-            wanted = _PAUSE_MAX_NS if stream.paused else silence_ns
-            if self.ended or silent < wanted:
-                continue
-            reached = floor_to(
-                stream.greatest + silent - self.spec.allow_late_ns, self.spec.base_ns
-            )
-            release = stream.release_at()
-            if reached >= stream.next_end():
-                marks.append(Mark(kind="idle", provider=provider, ts=reached))
-            elif stream.watermark < release <= reached:
-                # what closed long ago must not hold back the log for ever
-                marks.append(Mark(kind="idle", provider=provider, ts=release))
+            mark = None if self.ended else idle_mark(provider, stream, silent, silence_ns)
+            marks += [mark] if mark else []
         return marks

@@ -10,7 +10,7 @@ import structlog
 
 from market_data_core.contracts.bus import Bus
 from market_data_core.contracts.store import Gap
-from market_data_core.records import Bounds, Mark, Record, TopicInfo
+from market_data_core.records import Bounds, TopicInfo
 from market_data_pipeline.windows.assigner import NEVER, floor_to
 from market_data_pipeline.windows.checkpoint import Checkpoint, StreamState
 
@@ -49,10 +49,13 @@ async def recover(
     cause = await loss(bus, info, partition, checkpoint)
     if not cause:
         return Recovered(checkpoint)
-    counted, at = await _restart(bus, info, partition, checkpoint, bounds)
-    counts = msgspec.structs.replace(checkpoint.counts)
-    seen = counts.received - checkpoint.received_before + checkpoint.forwarded
     same = checkpoint.log_id == info.log_id
+    counted = _restart(cause, checkpoint, bounds) if same else bounds.first
+    counts = msgspec.structs.replace(checkpoint.counts)
+    seen = counts.received - checkpoint.received_before + checkpoint.forwarded if same else 0
+    at = await bus.received(info.name, partition, counted)
+    if at is None:  # the log cannot tell how much of it nobody has read
+        at = seen
     unread = max(0, at - seen) if same else 0
     lost = counts.open + unread
     counts.received += unread
@@ -106,43 +109,28 @@ async def loss(bus: Bus, info: TopicInfo, partition: int, checkpoint: Checkpoint
         return "log_trimmed"
     if checkpoint.counted > bounds.first:
         found = await bus.checksum(info.name, partition, checkpoint.counted - 1)
-        if found != checkpoint.checksum:
-            return "log_diverged"
+        if (found or 0) != checkpoint.checksum:
+            return "log_tail_lost" if found is None else "log_diverged"
     return ""
 
 
 async def _first(bus: Bus, info: TopicInfo, partition: int, bounds: Bounds) -> Checkpoint:
     """Where a new group begins: at the oldest record kept; what was before is not its business."""
-    at = await _received_before(bus, info, partition, bounds.first, bounds)
     return Checkpoint(
         log_id=info.log_id,
         resume=bounds.first,
         counted=bounds.first,
-        received_before=-at,
+        received_before=-(await bus.received(info.name, partition, bounds.first) or 0),
     )
 
 
-async def _received_before(
-    bus: Bus, info: TopicInfo, partition: int, offset: int, bounds: Bounds
-) -> int:
-    """Events that the log received before the record at `offset`."""
-    if offset == bounds.next:
-        return bounds.received
-    found = await bus.poll(info.name, {partition: offset}, 1, 0)
-    return found[partition][0].received
-
-
-async def _restart(
-    bus: Bus, info: TopicInfo, partition: int, checkpoint: Checkpoint, bounds: Bounds
-) -> tuple[int, int]:
-    """Position to go on from, and the events the log received before it."""
-    if checkpoint.log_id == info.log_id:
-        if bounds.first <= checkpoint.resume:
-            return bounds.next, bounds.received  # tail lost or diverged: go on behind what is there
-        start = max(bounds.first, checkpoint.counted)
-    else:
-        start = bounds.first
-    return start, await _received_before(bus, info, partition, start, bounds)
+def _restart(cause: str, checkpoint: Checkpoint, bounds: Bounds) -> int:
+    """Position to go on from in a log that has lost something."""
+    if cause == "log_diverged":
+        return bounds.next  # other records have taken the places of those that were read
+    if cause == "log_tail_lost":
+        return min(bounds.next, checkpoint.counted)
+    return max(bounds.first, checkpoint.counted)
 
 
 def _span(state: StreamState, base_ns: int) -> tuple[int, int]:
@@ -160,20 +148,21 @@ def _fenced(state: StreamState, base_ns: int) -> StreamState:
     return msgspec.structs.replace(state, fence=fence, taint=taint)
 
 
-def tell_difference(topic: str, end: Mark, record: Record) -> None:
+def tell_difference(topic: str, partition: int, wanted: int | None, found: int) -> None:
     """Log an error if a recording's log holds other events than its feeder has read.
 
     Args:
         topic: the recording's.
-        end: its end mark, with the feeder's count.
-        record: the mark's record, with the log's.
+        partition: of the topic.
+        wanted: events that its end mark speaks of; None if it does not.
+        found: events that its log holds.
     """
-    if end.count is not None and end.count != record.received:
+    if wanted is not None and wanted != found:
         log.error(
             "the log and its recording differ in events; those that the log lacks are lost to "
             "the bars, those that it has twice are counted as duplicates",
             topic=topic,
-            partition=record.partition,
-            recording=end.count,
-            log=record.received,
+            partition=partition,
+            recording=wanted,
+            log=found,
         )

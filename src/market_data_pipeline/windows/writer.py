@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
+import numpy as np
+
+from market_data_core.bars import BarBatch
 from market_data_core.contracts.bus import Bus
 from market_data_core.contracts.store import Claim, CommitResult, Commits, OutboxItem, Positions
 from market_data_core.errors import FencedError
+from market_data_core.partitioning import partition_of
 from market_data_core.records import Entry
 from market_data_pipeline.observe import Observer
 from market_data_pipeline.patience import patient
@@ -25,13 +29,21 @@ class GroupWriter:
         commits: where groups go.
         observer: keeps the metrics.
         guard: a claim without which nothing may be written.
+        partitions: of the topic that is read.
     """
 
     def __init__(
-        self, bus: Bus, store: Positions, commits: Commits, observer: Observer, guard: Claim | None
+        self,
+        bus: Bus,
+        store: Positions,
+        commits: Commits,
+        observer: Observer,
+        guard: Claim | None,
+        partitions: int,
     ) -> None:
         self._bus, self._store, self._commits = bus, store, commits
-        self._observer, self._guard = observer, guard
+        self._observer, self._guard, self._partitions = observer, guard, partitions
+        self._counts: dict[str, int] = {}
         self._published: list[int] = []
 
     async def retry(self, call: Callable[[], Awaitable[T]]) -> T:
@@ -73,18 +85,36 @@ class GroupWriter:
         for item in items:
             by_topic.setdefault(item.message.destination, []).append(item)
         for topic, group in by_topic.items():
-            entries = [
-                Entry(
-                    m.partition if m.partition >= 0 else item.partition,
-                    m.payload,
-                    m.count,
-                    m.provider,
-                    m.min_ts,
-                    m.max_ts,
-                    key=m.key,
-                )
-                for item in group
-                for m in (item.message,)
-            ]
+            count = await self._count(topic)
+            entries = [e for item in group for e in entries_of(item, self._partitions, count)]
             await self.retry(lambda t=topic, e=entries: self._bus.append(t, e))  # type: ignore[misc]
             self._published += [item.id for item in group]
+
+    async def _count(self, topic: str) -> int:
+        """Number of partitions of a topic that is published to."""
+        if topic not in self._counts:
+            info = await self.retry(lambda: self._bus.find_topic(topic))
+            if info is None:  # the append will say so
+                return self._partitions
+            self._counts[topic] = info.partitions
+        return self._counts[topic]
+
+
+def entries_of(item: OutboxItem, partitions: int, count: int) -> list[Entry]:
+    """What carries a message to a topic of `count` partitions; `partitions` are those read from."""
+    m = item.message
+    if m.partition >= 0 or count == partitions:
+        to = m.partition if m.partition >= 0 else item.partition
+        entry = Entry(to, m.payload, m.count, m.provider, m.min_ts, m.max_ts, key=m.key)
+        return [entry]
+    # bars of a symbol stay in one partition, whatever generation of events they were made of
+    bars, version = BarBatch.decode(m.payload)
+    owners = np.array([partition_of(symbol, count) for symbol in bars.symbols])[bars.codes]
+    entries = []
+    for to in np.unique(owners).tolist():
+        part = bars.take(owners == to)
+        span = int(part.ts.min()), int(part.ts.max())
+        payload = part.encode(version)
+        key = f"{m.key}/to/{to}"
+        entries.append(Entry(to, payload, len(part), m.provider, *span, key=key))
+    return entries

@@ -128,7 +128,8 @@ class Monitor:
     async def _feed_back(self) -> None:
         while True:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._levelled.wait(), self._repeat_s)
+                async with asyncio.timeout(self._repeat_s):
+                    await self._levelled.wait()
             self._levelled.clear()
             self._observer.tell(self._queue)
             if self._pressure.level != "ok" or self._published != "ok":

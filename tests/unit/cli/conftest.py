@@ -53,8 +53,8 @@ class Home:
                 assembly = Assembly(settings, backends)
                 await assembly.result_topics("mdp.bars")
                 info = await backends.bus.create_topic(topic, settings.bus.partitions)
-                bounds = [await backends.bus.bounds(topic, p) for p in range(info.partitions)]
-                producer = assembly.producer(info, "", [b.source for b in bounds])
+                held = [await backends.bus.source(topic, p) for p in range(info.partitions)]
+                producer = assembly.producer(info, "", held)
                 for item in items:
                     producer.add(item)
                     await producer.flush()

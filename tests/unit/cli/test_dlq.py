@@ -57,6 +57,50 @@ def test_json_and_csv_have_the_same_columns(letters: Home) -> None:
     ]
 
 
+def test_letters_are_selected_by_feed_symbol_and_whether_they_are_open(letters: Home) -> None:
+    def reasons(*options: str) -> list[str]:
+        rows = json.loads(letters.ok("dlq", "list", "--format", "json", *options))
+        return [row["reason"] for row in rows]
+
+    assert reasons("--provider", "feed") == reasons("--symbol", "spy, x") == ["late"]
+    assert reasons("--provider", "fee") == reasons("--symbol", "x") == []
+    letters.ok("dlq", "replay")
+    assert reasons("--open") == ["malformed"]
+    every = json.loads(letters.ok("dlq", "list", "--format", "json"))
+    assert {row["reason"]: bool(row["replayed"]) for row in every} == {
+        "malformed": False,
+        "late": True,
+    }
+    counts = [line.split()[:3] for line in letters.ok("dlq", "list").splitlines()[3:5]]
+    assert counts == [["malformed", "1", "0"], ["late", "1", "1"]]
+    assert "replayed   20" in letters.ok("dlq", "show", every[1]["id"])
+
+
+def test_only_the_oldest_letters_can_be_purged_and_none_that_is_needed(letters: Home) -> None:
+    kept = letters.run("dlq", "purge", "--until", "2100-01-01", "--yes")
+    assert "1 letter removed" in kept.stdout
+    assert "mdp.events.a still holds the event" in kept.stderr
+    rows = json.loads(letters.ok("dlq", "list", "--format", "json"))
+    assert [row["reason"] for row in rows] == ["late"]
+    assert "no difference" in letters.ok("verify")
+
+    (letters.path / "bus" / "mdp.events.a.db").unlink()
+    before = letters.ok("dlq", "purge", "--until", "2020-01-01", "--yes")
+    assert before == "no dead letters to remove\n"
+    asked = letters.error("dlq", "purge", "--until", "2100-01-01")
+    assert "Remove 1 letter for good?" in str(asked)
+    dry = letters.ok("dlq", "purge", "--until", "2100-01-01", "--dry-run")
+    assert dry == "1 letter would be removed\n"
+    assert letters.ok("dlq", "purge", "--until", "2100-01-01", "--yes") == "1 letter removed\n"
+    assert letters.ok("dlq", "list") == "no dead letters\n"
+    for options in (
+        ("--all",),
+        ("--reason", "late"),
+        ("--until", "2100-01-01", "--reason", "late"),
+    ):
+        assert isinstance(letters.error("dlq", "purge", *options), UsageError)
+
+
 def test_one_letter_with_its_bytes(letters: Home) -> None:
     rows = json.loads(letters.ok("dlq", "list", "--format", "json", "--reason", "malformed"))
     shown = letters.run("dlq", "show", rows[0]["id"])

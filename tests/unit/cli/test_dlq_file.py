@@ -139,10 +139,11 @@ def test_what_is_not_possible_is_said(home: Home, tmp_path: Path) -> None:
         assert missing in str(error)
     assert not (tmp_path / "no").exists()
     assert "is a folder" in str(home.error("dlq", "list", "--file", str(tmp_path)))
-    for needs_file in ("replay", "purge"):
-        error = home.error("dlq", needs_file)
-        assert isinstance(error, UsageError)
-        assert "--file" in str(error)
+    error = home.error("dlq", "purge")
+    assert isinstance(error, UsageError)
+    assert "--file" in str(error)
+    for option in (("--provider", "p"), ("--symbol", "SPY")):
+        assert option[0] in str(home.error("dlq", "replay", "--file", missing, *option))
     assert "--type" in str(home.error("dlq", "list", "--type", "Bar"))
 
 

@@ -117,6 +117,23 @@ def test_what_is_no_time_is_rejected_shortly(text: str) -> None:
     assert len(str(caught.value)) < 200
 
 
+@given(
+    st.integers(0, 30),
+    st.sampled_from(["", "0", "5", "9", "x", ":", ".", "Z", "١", " ", "60", "24", "-"]),
+    st.integers(0, 10),
+)
+def test_the_common_spelling_is_read_as_every_other(place: int, piece: str, digits: int) -> None:
+    plain = f"2025-10-24T14:02:01.{'123456789'[:digits]}Z"
+    text = plain[:place] + piece + plain[place + 1 :]
+    found: list[int | None] = []
+    for spelling in (text, f" {text}"):  # a blank makes it uncommon
+        try:
+            found.append(parse_ts(spelling))
+        except RejectedError:
+            found.append(None)
+    assert found[0] == found[1]
+
+
 def test_event_ids_print_nine_digits_only_where_needed() -> None:
     assert event_id("p", "SPY", T0 + 234_567_000, 183) == "p|SPY|2025-10-24T14:02:01.234567Z|183"
     assert event_id("p", "SPY", T0 + 1, -1) == "p|SPY|2025-10-24T14:02:01.000000001Z|-1"

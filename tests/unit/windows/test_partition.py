@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -14,7 +13,7 @@ from market_data_core.contracts.store import BadRow, Claim, PartitionKey
 from market_data_core.deadletters import DeadLetter, decode_letters
 from market_data_core.events import EventBatch, Rejected, make_batch
 from market_data_core.partitioning import partition_of
-from market_data_core.records import Mark, Record
+from market_data_core.records import Mark, Place, Record
 from market_data_pipeline.bus import codec
 from market_data_pipeline.windows.assigner import WindowSpec
 from market_data_pipeline.windows.checkpoint import Checkpoint, Counts, decode_checkpoint
@@ -44,10 +43,8 @@ class Log:
     now: float = 0.0
 
     def put(self, payload: bytes, count: int) -> None:
-        received = sum(r.count for r in self.records)
         at = T + round(self.now * S)
-        offset, checksum = len(self.records), zlib.crc32(payload)
-        self.records.append(Record(HERE, offset, payload, at, count, received, checksum))
+        self.records.append(Record(HERE, len(self.records), payload, at, count))
 
     def batch(self, batch: EventBatch) -> None:
         self.put(codec.encode_columns(batch), len(batch))
@@ -350,6 +347,6 @@ def test_what_may_be_trimmed_follows_the_commit_not_the_group() -> None:
     for record in log.records:
         part.take([record], T)
         group = closed(part)
-    assert (part.committed_resume, group.checkpoint.resume) == (0, 2)
+    assert (part.place, group.checkpoint.resume) == (Place(0, 0), 2)
     part.committed(group, [])
-    assert (part.committed_resume, part.claim.sequence) == (2, 6)
+    assert (part.place, part.claim.sequence) == (Place(2, 4), 6)

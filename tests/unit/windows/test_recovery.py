@@ -15,6 +15,8 @@ from market_data_pipeline.windows.checkpoint import Checkpoint, Counts, decode_c
 from market_data_pipeline.windows.recovery import Recovered, recover
 
 S = 10**9
+PLACES = (2, 3, 9, 10, 11, 53)
+"""Where the log in memory puts its first records."""
 T = 1_700_000_000 * S
 HERE = partition_of("SPY", PARTITIONS)
 SPEC = WindowSpec((2 * S,), 0, 0)
@@ -55,6 +57,14 @@ async def recovered(world: World) -> Recovered:
     return found
 
 
+async def resumed(world: World, found: Recovered) -> None:
+    """What a new owner makes of what the log holds, committed."""
+    world.store.rows[PartitionKey(GROUP, EVENTS, HERE)].checkpoint = found.checkpoint.encode()
+    await world.poll(HERE, 9)
+    await world.commit(HERE, "done")
+    world.crash(HERE)
+
+
 def gap(cause: str) -> list[Gap]:
     return [Gap("p", "*", T + 2 * S, T + 4 * S, cause, f"{EVENTS}, partition {HERE}")]
 
@@ -69,6 +79,22 @@ def test_an_untouched_log_goes_on_where_it_stood() -> None:
     asyncio.run(run())
 
 
+def behind(keep: int) -> int:
+    """The position behind the first `keep` records."""
+    return PLACES[keep - 1] + 1 if keep else 0
+
+
+def test_places() -> None:
+    async def run() -> None:
+        world = await worked()
+        await append(world, 3.0, 3.1, 3.2)
+        assert tuple(r.offset for r in world.bus.records(EVENTS)[HERE]) == PLACES
+        found = await checkpoint(world)
+        assert (found.resume, found.counted) == (PLACES[1], behind(3))
+
+    asyncio.run(run())
+
+
 @pytest.mark.parametrize("keep", [0, 1, 2])
 def test_a_tail_that_was_lost(keep: int) -> None:
     async def run() -> None:
@@ -76,9 +102,27 @@ def test_a_tail_that_was_lost(keep: int) -> None:
         world.bus.lose_tail(EVENTS, HERE, keep)
         found = await recovered(world)
         assert found.checkpoint.counts == Counts(received=6, stored=1, lost=5)
-        assert (found.checkpoint.resume, found.checkpoint.counted) == (keep, keep)
+        assert (found.checkpoint.resume, found.checkpoint.counted) == (behind(keep),) * 2
         assert found.gaps == gap("log_tail_lost")
         assert found.lost == 5
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("keep", [0, 1, 2])
+def test_a_tail_that_was_lost_while_the_log_goes_on_behind_it(keep: int) -> None:
+    async def run() -> None:
+        world = await worked()
+        world.bus.lose_tail(EVENTS, HERE, keep, later=True)
+        await append(world, 3.5, 4.5, 6.5)
+        found = await recovered(world)
+        assert found.gaps == gap("log_tail_lost")
+        assert (found.checkpoint.resume, found.checkpoint.counted) == (behind(3),) * 2
+        assert found.checkpoint.counts == Counts(received=6, stored=1, lost=5)
+        await resumed(world, found)
+        counts = (await checkpoint(world)).counts
+        assert counts == Counts(received=12, stored=4, open=3, lost=5)
+        assert not (await recovered(world)).cause  # the loss is told once
 
     asyncio.run(run())
 
@@ -90,7 +134,8 @@ def test_a_tail_that_was_lost_and_grew_again() -> None:
         await append(world, 3.5, 3.6)
         found = await recovered(world)
         assert found.gaps == gap("log_diverged")
-        assert found.checkpoint.counted == 4
+        assert found.checkpoint.counted == behind(4)
+        assert found.checkpoint.counts == Counts(received=6, stored=1, lost=5)
 
     asyncio.run(run())
 
@@ -109,16 +154,35 @@ def test_a_log_that_was_replaced_is_read_from_its_start() -> None:
     asyncio.run(run())
 
 
-def test_a_log_that_was_trimmed_past_what_had_to_be_read() -> None:
+@pytest.mark.parametrize("forgetful", [False, True])
+def test_a_log_that_was_trimmed_past_what_had_to_be_read(forgetful: bool) -> None:
     async def run() -> None:
         world = await worked()
         await append(world, 2.8, 2.9)
-        await world.bus.trim(EVENTS, HERE, 4, 0, 0)
+        world.bus.forgetful = forgetful
+        await world.bus.trim(EVENTS, HERE, PLACES[4], 0, 0)
         found = await recovered(world)
         assert found.gaps == gap("log_trimmed")
-        # five were open, and one record of one event was never read
-        assert found.checkpoint.counts == Counts(received=7, stored=1, lost=6)
-        assert found.checkpoint.counted == 4
+        # five were open; of the one that was never read the log may not know any more
+        unread = 0 if forgetful else 1
+        assert found.checkpoint.counts == Counts(received=6 + unread, stored=1, lost=5 + unread)
+        assert found.checkpoint.counted == behind(4)
+        await resumed(world, found)
+        counts = (await checkpoint(world)).counts
+        assert counts == Counts(received=8 + unread, stored=1, open=2, lost=5 + unread)
+
+    asyncio.run(run())
+
+
+def test_a_log_that_was_trimmed_between_what_is_open_and_what_is_counted() -> None:
+    async def run() -> None:
+        world = await worked()
+        await append(world, 2.8)
+        await world.bus.trim(EVENTS, HERE, PLACES[2], 0, 0)
+        found = await recovered(world)
+        assert found.gaps == gap("log_trimmed")
+        assert found.checkpoint.counts == Counts(received=6, stored=1, lost=5)
+        assert (found.checkpoint.resume, found.checkpoint.counted) == (behind(3),) * 2
 
     asyncio.run(run())
 
@@ -138,11 +202,9 @@ def test_after_a_loss_stored_bars_stay_and_what_lacks_events_is_marked() -> None
         stored = dict(world.store.kept)
         world.bus.lose_tail(EVENTS, HERE, 1)
         found = await recovered(world)
-        world.store.rows[PartitionKey(GROUP, EVENTS, HERE)].checkpoint = found.checkpoint.encode()
         # one for the stored window, one for the window that lost events, one whole window after it
         await append(world, 1.5, 3.5, 4.5, 6.5)
-        await world.poll(HERE, 9)
-        await world.commit(HERE, "done")
+        await resumed(world, found)
         starts = {key[2] - T: state for (_, key), state in world.store.states.items()}
         assert starts == {0: "final", 2 * S: "gap", 4 * S: "final"}
         assert stored.items() <= world.store.kept.items()
@@ -152,13 +214,20 @@ def test_after_a_loss_stored_bars_stay_and_what_lacks_events_is_marked() -> None
     asyncio.run(run())
 
 
-def test_a_new_group_begins_at_what_the_log_keeps() -> None:
+@pytest.mark.parametrize("forgetful", [False, True])
+def test_a_new_group_begins_at_what_the_log_keeps(forgetful: bool) -> None:
     async def run() -> None:
         world = World(SPEC)
         await world.begin()
         await append(world, 0.5, 1.5, 2.5)
-        await world.bus.trim(EVENTS, HERE, 1, 0, 0)
+        world.bus.forgetful = forgetful
+        await world.bus.trim(EVENTS, HERE, PLACES[1], 0, 0)
         found = await recover(world.bus, world.bus.infos[EVENTS], HERE, None, SPEC.base_ns)
-        assert (found.checkpoint.resume, found.checkpoint.received_before) == (1, -1)
+        assert found.checkpoint.resume == found.checkpoint.counted == behind(1)
+        assert found.checkpoint.received_before == (0 if forgetful else -1)
+        await world.poll(HERE, 9)
+        await world.commit(HERE, "done")
+        counts = (await checkpoint(world)).counts
+        assert counts == Counts(received=5, stored=2, open=3)  # whatever was before it
 
     asyncio.run(run())

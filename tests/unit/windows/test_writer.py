@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
@@ -74,7 +73,7 @@ async def store(tmp_path: Path) -> AsyncIterator[Deaf]:
 async def writer(store: Deaf, tmp_path: Path) -> AsyncIterator[GroupWriter]:
     bus = EmbeddedBus(tmp_path / "bus", clock=ManualClock(T))
     async with coordinated(store) as commits:
-        yield GroupWriter(bus, store, commits, Observer("mdp.events", "g", "us", False, 0), None)
+        yield GroupWriter(bus, store, commits, Observer("mdp.events", "g", "us", False, 0), None, 2)
     await bus.close()
 
 
@@ -88,7 +87,7 @@ async def partition(store: Deaf, number: int = 0) -> Partition:
     ts = [T, T + S, T + S + 1, T + 3 * S]
     batch = make_batch("p", [symbol] * 4, ts, range(4), [1.0] * 4, [1.0, 1.7e308, 1.7e308, 1.0])
     payload = codec.encode_columns(batch)
-    part.take([Record(number, 0, payload, T, 4, 0, zlib.crc32(payload))], T)
+    part.take([Record(number, 0, payload, T, 4)], T)
     part.collect("p")
     return part
 

@@ -15,11 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
-import numpy as np
 import xxhash
-from numpy.typing import NDArray
 
 from market_data_core.errors import UsageError
+from market_data_core.text.counting import count_byte, find_byte
 
 GZIP_MAGIC = b"\x1f\x8b"
 ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
@@ -32,7 +31,6 @@ _NEWLINE = 10
 _COPY_BYTES = 1 << 20
 _FIRST_READ_BYTES = 1 << 16
 _LEAST_READ_BYTES = 64
-_PIECE_BYTES = 1 << 17
 
 
 class Reader(Protocol):
@@ -243,32 +241,6 @@ class Block:
         """Number and bytes (without the newline) of every line that is not blank."""
         lines = self.data.split(b"\n")
         return [(n, text) for n, text in enumerate(lines, self.line) if text.strip()]
-
-
-def _pieces(data: bytes) -> Iterator[NDArray[np.uint8]]:
-    """`data` in pieces small enough that what is made of one still is in the processor's cache."""
-    view = np.frombuffer(data, np.uint8)
-    for at in range(0, len(view), _PIECE_BYTES):
-        yield view[at : at + _PIECE_BYTES]
-
-
-def count_byte(data: bytes, value: int) -> int:
-    """How often the byte `value` occurs; faster than bytes.count where it is frequent."""
-    return sum(int(np.count_nonzero(piece == value)) for piece in _pieces(data))
-
-
-def find_byte(data: bytes, value: int) -> NDArray[np.intp]:
-    """Where the byte `value` occurs, ascending."""
-    found = [
-        np.flatnonzero(piece == value) + number * _PIECE_BYTES
-        for number, piece in enumerate(_pieces(data))
-    ]
-    return np.concatenate(found) if found else np.empty(0, np.intp)
-
-
-def count_unprintable(data: bytes) -> int:
-    """How many bytes are control characters or not ASCII."""
-    return sum(int(np.count_nonzero(piece.view(np.int8) < 32)) for piece in _pieces(data))
 
 
 def line_blocks(source: Input, chunk_events: int, max_line_bytes: int) -> Iterator[Block]:

@@ -9,6 +9,7 @@ from dataclasses import replace
 import polars as pl
 
 from market_data_core.errors import UsageError
+from market_data_pipeline.archive.layout import METADATA_KEY
 from market_data_pipeline.providers._formats.inputs import Input
 from market_data_pipeline.providers._formats.options import RecordingOptions
 from market_data_pipeline.providers._formats.rows import Rows, Session
@@ -38,10 +39,14 @@ class ParquetFormat:
         try:
             self._scan = pl.scan_parquet(source.path, glob=False)
             names = self._scan.collect_schema().names()
+            archived = METADATA_KEY in pl.read_parquet_metadata(source.path)
             self._count = int(self._scan.select(pl.len()).collect().item())
         except (pl.exceptions.PolarsError, OSError) as error:
             raise UsageError(self._damaged(error)) from error
         self._layout = layout_of(source.label, names, options)
+        if archived:  # its rows say themselves whether they are ticks or bars
+            columns = {**self._layout.columns, "kind": "kind"}
+            self._layout = replace(self._layout, columns=columns)
         self.numbered = "trade_id" in self._layout.columns
         if needs_interval(self._layout):
             self._layout = replace(self._layout, interval=self._infer_interval())

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
-import polars as pl
 from numpy.typing import NDArray
 
 from market_data_core.errors import UsageError
@@ -20,6 +19,7 @@ from market_data_core.events import (
     invalid_rows,
 )
 from market_data_core.scaled import Scaled
+from market_data_core.text.codes import Coded
 
 T = TypeVar("T")
 Array = NDArray[Any]
@@ -27,9 +27,6 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Problems = dict[int, tuple[str, str]]
 """Row number -> (reason, detail) of rows that cannot become events."""
-
-Coded = tuple[list[Any], Array]
-"""Distinct values, and the index of each row's value among them, shape (n,)."""
 
 REJECTED_STREAM = 0
 BEFORE_ALL = -(2**62)
@@ -287,15 +284,6 @@ class Session:
         scaled = Scaled.from_floats(values, self._scales.get((stream, column), 0))
         self._scales[stream, column] = scaled.scale
         return scaled
-
-
-def text_codes(series: pl.Series) -> Coded:
-    """Distinct values of a text column without nulls, and each row's index into them."""
-    if len(series) and (series == series[0]).all():
-        return [series[0]], np.zeros(len(series), np.uint32)
-    distinct = series.unique()
-    codes = series.cast(pl.Enum(distinct)).to_physical().to_numpy()
-    return distinct.to_list(), codes
 
 
 def stream_column(session: Session, rows: int, *columns: Coded) -> Array:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import get_args
 
 import numpy as np
 import polars as pl
@@ -11,18 +12,17 @@ import polars as pl
 from market_data_core.errors import UsageError
 from market_data_core.events import Kind
 from market_data_core.intervals import canonical_interval, format_interval
+from market_data_core.text.codes import Coded, text_codes
 from market_data_pipeline.providers._formats.numbers import float_column, id_column
 from market_data_pipeline.providers._formats.options import RecordingOptions, TimeUnit
 from market_data_pipeline.providers._formats.rows import (
     DEFAULT_PROVIDER,
     Array,
-    Coded,
     Ints,
     Problems,
     Rows,
     Session,
     stream_column,
-    text_codes,
 )
 from market_data_pipeline.providers._formats.times import time_column
 
@@ -44,6 +44,7 @@ ALIASES: dict[str, tuple[str, ...]] = {
 
 _BAR_PRICES = ("open", "high", "low", "close")
 _TICK_INTERVAL = "1s"
+_KINDS = get_args(Kind)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +53,8 @@ class Layout:
 
     Attributes:
         label: the file, for messages.
-        kind: ``bar`` if there are open, high, low and close.
-        columns: what (a key of `ALIASES`) -> the column's name in the file.
+        kind: ``bar`` if there are open, high, low and close; of rows that do not say it.
+        columns: what (a key of `ALIASES`, or ``kind``) -> the column's name in the file.
         symbol: the symbol of every row, where no column tells.
         interval: the interval of every row, where no column tells; "" until it is inferred.
         time_unit: unit of numeric times.
@@ -224,7 +225,15 @@ def _streams(
                 _note(problems, "bad_type", dict.fromkeys(at, str(error)))
                 lengths.append(_TICK_INTERVAL)
         interval = lengths, codes
-    return stream_column(session, count, provider, ([layout.kind], nothing), interval)
+    kind: Coded = [layout.kind], nothing
+    if "kind" in columns:
+        texts, codes = text_codes(_texts(columns["kind"]))
+        for number, text in enumerate(texts):
+            if text not in _KINDS:
+                at = np.flatnonzero(codes == number).tolist()
+                _note(problems, "bad_type", dict.fromkeys(at, f"kind {text!r} is not known"))
+        kind = [text if text in _KINDS else layout.kind for text in texts], codes
+    return stream_column(session, count, provider, kind, interval)
 
 
 def needs_interval(layout: Layout) -> bool:

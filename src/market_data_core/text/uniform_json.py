@@ -15,12 +15,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from market_data_pipeline.providers._formats.inputs import (
-    count_byte,
-    count_unprintable,
-    find_byte,
-)
-from market_data_pipeline.providers._formats.words import (
+from market_data_core.text.counting import count_byte, count_unprintable, find_byte
+from market_data_core.text.words import (
     LOW_BYTES,
     WORD,
     ZEROS,

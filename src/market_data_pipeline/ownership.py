@@ -1,0 +1,173 @@
+"""Which partitions of a topic a worker owns: its share, proven by tokens in the store."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+import structlog
+
+from market_data_core.clock import Clock
+from market_data_core.contracts.bus import Bus
+from market_data_core.contracts.store import Claim, PartitionKey, Positions
+from market_data_core.errors import TransientError
+from market_data_core.records import TopicInfo
+
+T = TypeVar("T")
+log = structlog.get_logger("ownership")
+
+_BEATS_A_LEASE = 6
+
+
+class Retry(Protocol):
+    """Waits out transient errors."""
+
+    async def __call__(self, call: Callable[[], Awaitable[T]], /) -> T:
+        """The call's result."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What is to change in what a worker owns.
+
+    Attributes:
+        surplus: partitions to hand over.
+        claims: partitions that are its own from now on.
+    """
+
+    surplus: Sequence[int] = ()
+    claims: Sequence[Claim] = ()
+
+
+class Ownership:
+    """One member of a consumer group on one topic.
+
+    Members share the partitions evenly, or as the bus's own group protocol says if it has one.
+    Either way a token in the store proves who owns a partition, so that a process that was paused
+    and lost one cannot write.
+
+    Args:
+        bus: asked for its group protocol.
+        store: holds tokens and heartbeats.
+        info: the topic.
+        group: consumer group.
+        member: this worker's name, unique in the group.
+        lease_ns: how long an owner may be silent before its partitions are taken over.
+        clock: wall-clock time.
+        retry: waits out transient errors.
+    """
+
+    def __init__(
+        self,
+        bus: Bus,
+        store: Positions,
+        info: TopicInfo,
+        group: str,
+        member: str,
+        lease_ns: int,
+        clock: Clock,
+        retry: Retry,
+    ) -> None:
+        self._bus, self._store, self._info, self._clock = bus, store, info, clock
+        self._group, self._member, self._lease_ns = group, member, lease_ns
+        self._retry = retry
+        self._beating: asyncio.Task[list[str]] | None = None
+        self._beat_at = 0.0
+        self._silent_at = float("inf")
+
+    @property
+    def due(self) -> bool:
+        """Whether it is time for a sign of life."""
+        return self._beating is None and time.monotonic() >= self._beat_at
+
+    async def change(self, owned: Mapping[int, Claim]) -> Change:
+        """Give a sign of life now and then; what is to change by what is known of the others.
+
+        Nothing waits for the answer while anything is owned: while the store is away, reading
+        goes on. Commits are fenced, whatever became of the lease meanwhile.
+        """
+        if self._beating is None:
+            if not self.due:
+                return Change()
+            self._beat_at = time.monotonic() + self._lease_ns / _BEATS_A_LEASE / 1e9
+            self._beating = asyncio.create_task(self._beat(owned))
+            self._silent_at = time.monotonic() + self._lease_ns / 1e9
+        if owned and not self._beating.done():
+            await self._let_others()
+            return Change()
+        self._silent_at = float("inf")
+        beating, self._beating = self._beating, None
+        members = await beating
+        assigned = await self._retry(
+            lambda: self._bus.assignment(self._info.name, self._group, self._member)
+        )
+        if assigned is not None:
+            missing = [p for p in sorted(assigned) if p not in owned]
+            claims = await self._claim(missing, len(missing)) if missing else ()
+            return Change(sorted(set(owned) - assigned), claims)
+        share, rest = divmod(self._info.partitions, len(members))
+        quota = share + (members.index(self._member) < rest)
+        if len(owned) > quota:
+            return Change(sorted(owned)[quota:])
+        if len(owned) < quota:
+            others = (p for p in range(self._info.partitions) if p not in owned)
+            return Change((), await self._claim(others, quota - len(owned)))
+        return Change()
+
+    async def _let_others(self) -> None:
+        """While the store does not answer, others may have what the bus's protocol gives us.
+
+        Theirs may answer; and asking for the assignment again is joining again.
+        """
+        if time.monotonic() >= self._silent_at:
+            self._silent_at = float("inf")
+            await self._leave_bus()
+
+    async def _leave_bus(self) -> None:
+        try:
+            await self._bus.leave(self._info.name, self._group, self._member)
+        except TransientError as error:  # the session will run out instead
+            log.warning("could not leave the bus's group", error=str(error))
+
+    async def _beat(self, owned: Mapping[int, Claim]) -> list[str]:
+        tokens = {number: claim.token for number, claim in owned.items()}
+        return await self._retry(
+            lambda: self._store.heartbeat(
+                self._group, self._info.name, self._member, self._lease_ns, tokens
+            )
+        )
+
+    async def _claim(self, numbers: Iterable[int], wanted: int) -> list[Claim]:
+        """Claims on at most `wanted` of the partitions, of those that nobody holds."""
+        rows = await self._retry(lambda: self._store.status(self._group, self._info.name))
+        stale = self._clock.now_ns() - self._lease_ns
+        held = {r.key.partition for r in rows if r.owner and r.heartbeat >= stale}
+        claims = []
+        for number in [n for n in numbers if n not in held][:wanted]:
+            key = PartitionKey(self._group, self._info.name, number)
+            claim = await self._retry(
+                lambda key=key: self._store.claim(key, self._member, self._lease_ns)  # type: ignore[misc]
+            )
+            if claim:
+                claims.append(claim)
+        return claims
+
+    async def release(self, claim: Claim) -> None:
+        """Hand a partition over."""
+        await self._retry(lambda: self._store.release(claim))
+        log.debug("partition handed over", topic=self._info.name, partition=claim.key.partition)
+
+    async def leave(self) -> None:
+        """Leave the group: what was owned is free at once."""
+        if self._beating:
+            self._beating.cancel()
+            await asyncio.gather(self._beating, return_exceptions=True)
+        try:
+            await self._store.leave(self._group, self._info.name, self._member)
+        except TransientError as error:  # the lease will run out instead
+            log.warning("could not leave the group", error=str(error))
+        await self._leave_bus()

@@ -1,0 +1,236 @@
+"""Parts of the Kafka bus that need no broker."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from confluent_kafka import KafkaError, Message
+
+from market_data_core import registry
+from market_data_core.clock import SystemClock
+from market_data_core.config import BusSettings, KafkaBusSettings
+from market_data_core.errors import LogLostError, MdpError, TransientError, UsageError
+from market_data_core.records import Entry
+from market_data_core.redaction import redact_value
+from market_data_pipeline.bus._kafka_appender import Append, Known
+from market_data_pipeline.bus._kafka_browser import _joined
+from market_data_pipeline.bus._kafka_heads import HEADER, Admission, Head, head_of, header_of
+from market_data_pipeline.bus._kafka_link import Link
+from market_data_pipeline.bus._kafka_reader import _Part
+
+# ---- heads ---------------------------------------------------------------------------------
+
+
+def message(headers: Any = None, value: bytes = b"x", offset: int = 0) -> Message:
+    return Message("t", 0, offset, None, value, headers)
+
+
+def test_a_head_comes_back() -> None:
+    e = Entry(0, b"x", 3, "p", -5, 7, 9, "k")
+    ((name, value),) = header_of(e, 77).items()
+    assert head_of(message([("other", b"1"), (name, value)])) == Head(3, "p", -5, 7, 9, "k", 77)
+    without = Entry(0, b"x", 0)
+    assert head_of(message(list(header_of(without, 77).items()))) == Head(0)
+
+
+@pytest.mark.parametrize("value", [b"", b"\x91\xff", b"\x91\xa1x", b"\xc1", None, b"\x80"])
+def test_a_head_that_is_none_counts_as_one_event(value: bytes | None) -> None:
+    """Also one that counts fewer than no events."""
+    assert head_of(message([(HEADER, value)])) == Head(1)
+
+
+def admitted(*heads: tuple[int, Head], admission: Admission | None = None) -> list[int]:
+    found = admission or Admission()
+    return [offset for offset, head in heads if found.admits(offset, head)]
+
+
+def of(source: int, append: int) -> Head:
+    return Head(1, source=source, append=append)
+
+
+def test_entries_of_one_append_stand_or_fall_together() -> None:
+    """However the messages of two producers lie between each other."""
+    mixed = ((0, of(2, 1)), (1, of(2, 2)), (2, of(2, 1)), (3, of(2, 2)), (4, of(5, 2)))
+    assert admitted(*mixed) == [0, 2, 4]
+    overtaken = ((0, of(7, 1)), (1, of(6, 2)), (2, of(7, 2)), (3, of(8, 3)), (4, Head(1)))
+    assert admitted(*overtaken) == [0, 3, 4]
+
+
+def test_a_key_has_effect_where_it_comes_first() -> None:
+    """Also when it is read again from an earlier place."""
+    heads = [(o, Head(1, key=key)) for o, key in enumerate("abacba")]
+    admission = Admission()
+    for begin in (0, 0, 2, 1, 0):
+        expected = [o for o in (0, 1, 3) if o >= begin]
+        admission.rewind()
+        assert admitted(*heads[begin:], admission=admission) == expected
+    late = Admission()
+    assert admitted(*heads[2:], admission=late) == [2, 3, 4]
+    assert admitted(*heads, admission=late) == [0, 1, 3]
+
+
+# ---- appending -----------------------------------------------------------------------------
+
+
+class FakeProducer:
+    """Takes messages; the test says what becomes of them."""
+
+    def __init__(self, room: int = 1000) -> None:
+        self.room = room
+        self.sent: list[tuple[bytes, Callable[[KafkaError | None, Any], None]]] = []
+
+    def produce(self, *message: Any, **more: Any) -> None:
+        if len(self.sent) >= self.room:
+            msg = "full"
+            raise BufferError(msg)
+        self.sent.append((message[1], more["on_delivery"]))
+
+    def report(self, failing: bytes = b"") -> list[bytes]:
+        """Confirm all but those whose payload is in `failing`; what was sent."""
+        sent, self.sent = self.sent, []
+        error = KafkaError(KafkaError._MSG_TIMED_OUT)
+        for value, told in sent:
+            told(error if value in failing else None, None)
+        return [value for value, _ in sent]
+
+
+def letters(text: str) -> list[Entry]:
+    return [Entry(0, letter.encode(), 1) for letter in text]
+
+
+async def test_only_what_failed_is_sent_again() -> None:
+    """In its order, as often as it takes."""
+    producer: Any = FakeProducer()
+    entries = letters("abcdef")
+    append = Append("t", entries, [0, 1, 3, 4, 5])
+    for failing, sent in ((b"bef", b"abdef"), (b"e", b"bef"), (b"", b"e")):
+        append.send(producer, 1)
+        await asyncio.sleep(0)
+        assert not append.done.is_set()
+        assert b"".join(producer.report(failing)) == sent
+        await asyncio.wait_for(append.done.wait(), 1)
+        assert append.settled == (not failing)
+        assert (append.error is not None) == bool(failing)
+    append.send(producer, 1)
+    assert producer.sent == []
+
+
+async def test_a_full_line_is_gone_on_with() -> None:
+    """What is in line is not put there twice."""
+    producer: Any = FakeProducer(room=2)
+    append = Append("t", letters("abc"), [0, 1, 2])
+    with pytest.raises(BufferError):
+        append.send(producer, 0.01)
+    assert producer.report() == [b"a", b"b"]
+    await asyncio.sleep(0)
+    assert not append.done.is_set()
+    append.send(producer, 0.01)
+    assert producer.report() == [b"c"]
+    await asyncio.wait_for(append.done.wait(), 1)
+    assert append.settled
+
+
+async def test_a_list_that_is_used_again_is_another_append() -> None:
+    entries = letters("abc")
+    append = Append("t", entries, [0, 1, 2])
+    assert append.is_of("t", entries)
+    assert not append.is_of("u", entries)
+    entries[1] = Entry(0, b"x", 1)
+    assert not append.is_of("t", entries)
+
+
+def test_what_is_known_is_left_out() -> None:
+    known = Known()
+    entries = [
+        Entry(0, b"", source=2), Entry(0, b"", source=2), Entry(1, b"", source=1),
+        Entry(0, b"", key="k"), Entry(1, b"", key="k"), Entry(0, b""),
+    ]  # fmt: skip
+    assert known.new_of(entries) == [0, 1, 2, 3, 5]
+    known.appended(entries)
+    assert known.new_of([*entries, Entry(0, b"", source=3)]) == [5, 6]
+
+
+# ---- reading -------------------------------------------------------------------------------
+
+
+def test_a_hole_is_believed_when_it_is_seen_twice() -> None:
+    """So that nothing is passed over because of messages that came out of turn."""
+    part = _Part(0, 0, 9)
+    for offset in (0, 1, 4, 5):
+        part.put(message(offset=offset))
+    assert part.doubted
+    assert [r.offset for r in part.records] == [0, 1]
+    part.doubted = False  # it was fetched again, from 2 on
+    for offset in (4, 5):
+        part.put(message(offset=offset))
+    assert not part.doubted
+    assert [r.offset for r in part.records] == [0, 1, 4, 5]
+    part.put(message(offset=7))
+    part.doubted = False
+    for offset in (6, 7):
+        part.put(message(offset=offset))
+    assert [r.offset for r in part.records] == [0, 1, 4, 5, 6, 7]
+
+
+def test_ranges_that_are_near_are_fetched_at_once() -> None:
+    assert _joined([]) == []
+    assert _joined([(1, 2), (60, 70), (300, 300), (310, 400)]) == [(1, 70), (300, 400)]
+
+
+# ---- options, errors and secrets -------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"no.such.option": 1}, "no.such.option"),
+        ({"security.protocol": "both"}, "security.protocol"),
+        ({"enable.idempotence": False}, "enable.idempotence has to be true"),
+        ({"acks": 1}, "acks has to be all"),
+        ({"enable.auto.commit": True}, "enable.auto.commit has to be false"),
+        ({"isolation.level": "read_uncommitted"}, "isolation.level"),
+        ({"bootstrap.servers": "x"}, "set by bus.kafka.bootstrap_servers"),
+    ],
+)
+def test_options_that_are_refused(options: dict[str, Any], message: str) -> None:
+    """At once, with the option's name."""
+    settings = BusSettings(kafka=KafkaBusSettings(options=options))
+    with pytest.raises(UsageError, match=message):
+        registry.backend("bus", "kafka").create(settings, SystemClock())
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"),
+    [
+        (KafkaError._TRANSPORT, TransientError),
+        (KafkaError.NOT_ENOUGH_REPLICAS, TransientError),
+        (KafkaError.KAFKA_STORAGE_ERROR, TransientError),
+        (KafkaError._LOG_TRUNCATION, LogLostError),
+        (KafkaError._AUTO_OFFSET_RESET, LogLostError),
+        (KafkaError.MSG_SIZE_TOO_LARGE, UsageError),
+        (KafkaError.TOPIC_AUTHORIZATION_FAILED, UsageError),
+        (KafkaError.UNKNOWN_TOPIC_OR_PART, UsageError),
+    ],
+)
+def test_errors_in_the_platforms_words(code: int, kind: type[MdpError]) -> None:
+    link = Link(KafkaBusSettings(bootstrap_servers="127.0.0.1:1"), "group")
+    error = link.error(KafkaError(code, "password=secret1 is wrong"), "topic 't'")
+    assert type(error) is kind
+    assert "topic 't'" in str(error)
+    assert "secret1" not in str(error)
+
+
+def test_secrets_among_the_options_are_not_shown() -> None:
+    options = {
+        "sasl.password": "s1", "ssl.key.password": "s2", "ssl.key.pem": "s3",
+        "sasl.oauthbearer.client.secret": "s4", "ssl.keystore.password": "s5",
+        "sasl.username": "shown",
+    }  # fmt: skip
+    settings = KafkaBusSettings(options=options)
+    shown = redact_value("kafka", settings.model_dump())
+    assert isinstance(shown, dict)
+    assert set(shown["options"].values()) == {"***", "shown"}
+    assert not [s for s in ("s1", "s2", "s3", "s4", "s5") if s in repr(settings)]
