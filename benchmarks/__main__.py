@@ -23,6 +23,8 @@ GROUPS = {
     "columns": "Whole path from columnar batches: durable bus, engine, store",
     "ndjson": "Whole path from a file of single version-1 events",
     "live": "The live edge",
+    "redis": "Whole path through Redis Streams",
+    "kafka": "Whole path through Kafka",
     "store": "Rows into the store, in batches of 5,000",
     "start": "Starting the command",
 }

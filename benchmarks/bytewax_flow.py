@@ -15,8 +15,10 @@ from typing import Any
 
 import msgspec
 
+from benchmarks import servers
 from benchmarks.contender import BarRow, Contender, Result, answer_of
 from benchmarks.python_loop import bar_of
+from benchmarks.servers import PARTITIONS, TOPIC, Messages
 from benchmarks.workload import BATCH_ROWS, LATENESS_NS, WINDOW_NS, Cache
 
 
@@ -30,11 +32,13 @@ class _Wire(msgspec.Struct, gc=False):
     v: float
 
 
+_decode = msgspec.json.Decoder(_Wire).decode
 _ALIGN = datetime(2025, 1, 1, tzinfo=UTC)
 Source = Any
 
 
-def _run(source: Source, keyed: Callable[[Any], Any], events: int) -> Result:
+def _run(source: Source, keyed: Callable[[Any], Any], events: int, lost: int = 0) -> Result:
+    """One run; `lost` is how many of the bars at the end belong to no workload."""
     import bytewax.operators as op
     from bytewax.dataflow import Dataflow
     from bytewax.operators import windowing as win
@@ -55,6 +59,7 @@ def _run(source: Source, keyed: Callable[[Any], Any], events: int) -> Result:
     started = perf_counter()
     run_main(flow)
     seconds = perf_counter() - started
+    del bars[len(bars) - lost :]
     return Result(seconds, answer_of(bars, events - sum(bar[6] for bar in bars)))
 
 
@@ -93,13 +98,57 @@ def run_ndjson(prepared: tuple[Path, int]) -> Result:
     from bytewax.connectors.files import FileSource
 
     path, events = prepared
-    decode = msgspec.json.Decoder(_Wire).decode
+    return _run(FileSource(path, batch_size=BATCH_ROWS), _keyed, events)
 
-    def keyed(line: str) -> tuple[str, tuple[datetime, int, float, float]]:
-        event = decode(line)
-        return event.symbol, (event.src_ts, event.seq, event.c, event.v)
 
-    return _run(FileSource(path, batch_size=BATCH_ROWS), keyed, events)
+def _keyed(data: bytes | str) -> tuple[str, tuple[datetime, int, float, float]]:
+    event = _decode(data)
+    return event.symbol, (event.src_ts, event.seq, event.c, event.v)
+
+
+def run_kafka(prepared: Messages) -> Result:
+    """Single JSON messages from a broker, by its own connector; nothing is stored."""
+    from bytewax.connectors.kafka import KafkaSource
+
+    with servers.kafka() as broker:
+        servers.topic(broker)
+        broker.fill(prepared.rows)
+        source = KafkaSource([broker.address], [TOPIC], tail=False, batch_size=BATCH_ROWS)
+        return _run(source, lambda message: _keyed(message.value), prepared.events, PARTITIONS)
+
+
+def run_redis(prepared: Messages) -> Result:
+    """Single JSON messages from a Redis stream; Bytewax has no connector of its own for it."""
+    import redis
+    from bytewax.inputs import DynamicSource, StatelessSourcePartition
+
+    class Stream(StatelessSourcePartition[bytes]):
+        def __init__(self, address: str) -> None:
+            self._client, self._after = (
+                redis.Redis.from_url(address),
+                {f"{TOPIC}:{p}": b"0" for p in range(PARTITIONS)},
+            )
+
+        def next_batch(self) -> list[bytes]:
+            found = self._client.xread(self._after, count=BATCH_ROWS)
+            if not found:
+                raise StopIteration
+            rows = []
+            for name, entries in found:
+                self._after[name.decode()] = entries[-1][0]
+                rows += [fields[b"data"] for _, fields in entries]
+            return rows
+
+    class Streams(DynamicSource[bytes]):
+        def __init__(self, address: str) -> None:
+            self._address = address
+
+        def build(self, step_id: str, worker_index: int, worker_count: int) -> Stream:
+            return Stream(self._address)
+
+    with servers.redis() as broker:
+        broker.fill(prepared.rows)
+        return _run(Streams(broker.address), _keyed, prepared.events, PARTITIONS)
 
 
 _REQUIRES = ("bytewax",)
@@ -125,5 +174,25 @@ CONTENDERS = (
         optional=True,
         rounds_max=3,
         remark="nothing durable, float sums",
+    ),
+    Contender(
+        "bytewax-kafka",
+        "kafka",
+        run_kafka,
+        servers.messages,
+        requires=_REQUIRES,
+        optional=True,
+        rounds_max=1,
+        remark="from single JSON messages; nothing stored, float sums",
+    ),
+    Contender(
+        "bytewax-redis",
+        "redis",
+        run_redis,
+        servers.messages,
+        requires=_REQUIRES,
+        optional=True,
+        rounds_max=1,
+        remark="from single JSON messages; nothing stored, float sums",
     ),
 )

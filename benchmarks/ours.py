@@ -35,7 +35,7 @@ from market_data_pipeline.windows.assigner import FOREVER, WindowSpec
 from market_data_pipeline.windows.collected import Collected
 from market_data_pipeline.windows.stream import WindowStream
 
-_LIVE_S = float(os.environ.get("BENCH_LIVE_S", "20"))
+LIVE_S = float(os.environ.get("BENCHLIVE_S", "20"))
 _MEMORY_S = float(os.environ.get("BENCH_MEMORY_S", "60"))
 _EDGE_EVENTS = 1_000_000
 _BUSY, _QUIET = 40, 40
@@ -67,7 +67,7 @@ def engine_only(batches: Sequence[EventBatch]) -> Result:
     return Result(spent, answer_of(zip(*columns, strict=True), duplicates))
 
 
-class _Batches:
+class Batches:
     """Ready batches as a recording."""
 
     lane = "bench"
@@ -82,7 +82,7 @@ class _Batches:
         return self
 
 
-def _settings(folder: str, synchronous: str = "normal", **overrides: object) -> Settings:
+def settings_in(folder: str, synchronous: str = "normal", **overrides: object) -> Settings:
     return load_config(
         None,
         {
@@ -94,7 +94,7 @@ def _settings(folder: str, synchronous: str = "normal", **overrides: object) -> 
     )
 
 
-async def _recorded(settings: Settings, recording: Any) -> Result:
+async def recorded(settings: Settings, recording: Any) -> Result:
     async with open_backends(settings) as backends:
         flow = Flow(settings, backends)
         began = time.perf_counter()
@@ -114,8 +114,8 @@ def whole_path_columns(batches: Sequence[EventBatch], synchronous: str) -> Resul
     """
     keep_freed_memory()  # as every long-running command does
     with tempfile.TemporaryDirectory(dir=".cache") as folder:
-        settings = _settings(folder, synchronous.lower())
-        return asyncio.run(_recorded(settings, _Batches(batches)))
+        settings = settings_in(folder, synchronous.lower())
+        return asyncio.run(recorded(settings, Batches(batches)))
 
 
 def whole_path_ndjson(path: Path) -> Result:
@@ -128,11 +128,11 @@ def whole_path_ndjson(path: Path) -> Result:
         began = time.perf_counter()
         recording = open_recording([str(path)], spool_dir=Path(folder))
         opening = time.perf_counter() - began
-        result = asyncio.run(_recorded(_settings(folder), recording))
+        result = asyncio.run(recorded(settings_in(folder), recording))
         return Result(result.seconds + opening, result.answer)
 
 
-class _Feed:
+class Feed:
     """Single ticks, as an asynchronous provider yields them; `rate` per second, 0 for all at once.
 
     A third of the symbols is quiet: one event every two seconds each.
@@ -162,7 +162,7 @@ class _Feed:
             await asyncio.sleep(0.0005)
 
 
-class _Watched:
+class Watched:
     """A backend that notes when each call of one method has returned, and `of` its arguments."""
 
     def __init__(self, inner: Any, method: str, of: Callable[..., Any]) -> None:
@@ -182,25 +182,29 @@ class _Watched:
         return watched
 
 
-def _p99(values_ns: Sequence[float]) -> float:
+def p99(values_ns: Sequence[float]) -> float:
     return float(np.percentile(np.array(values_ns), 99)) / NS_PER_MS
 
 
-async def _produced(feed: _Feed) -> tuple[float, list[tuple[int, Any]]]:
+async def _produced(feed: Feed) -> tuple[float, list[tuple[int, Any]]]:
     with tempfile.TemporaryDirectory(dir=".cache") as folder:
-        settings = _settings(folder)
-        async with open_backends(settings) as backends:
-            bus = _Watched(backends.bus, "append", lambda _, entries: entries)
-            flow = Flow(settings, Backends(bus, backends.store, SystemClock()))
-            began = time.perf_counter()
-            await flow.produce({PROVIDER: feed}, (), asyncio.Event())
-            return time.perf_counter() - began, bus.calls
+        return await produced(settings_in(folder), feed)
+
+
+async def produced(settings: Settings, feed: Feed) -> tuple[float, list[tuple[int, Any]]]:
+    """Seconds until a feed is durable, and each append: when it returned (UTC ns), its entries."""
+    async with open_backends(settings) as backends:
+        bus = Watched(backends.bus, "append", lambda _, entries: entries)
+        flow = Flow(settings, Backends(bus, backends.store, SystemClock()))
+        began = time.perf_counter()
+        await flow.produce({PROVIDER: feed}, (), asyncio.Event())
+        return time.perf_counter() - began, bus.calls
 
 
 def live_edge() -> list[Figure]:
     """One producer fed single events: its greatest rate, and the delay to durable at 10 k/s."""
-    seconds, _ = asyncio.run(_produced(_Feed(0, 0, _EDGE_EVENTS)))
-    _, calls = asyncio.run(_produced(_Feed(10_000, _LIVE_S / 2)))
+    seconds, _ = asyncio.run(_produced(Feed(0, 0, _EDGE_EVENTS)))
+    _, calls = asyncio.run(_produced(Feed(10_000, LIVE_S / 2)))
     delays: list[float] = []
     for done, entries in calls:
         for entry in entries:
@@ -209,11 +213,11 @@ def live_edge() -> list[Figure]:
                 delays += (done - item.src_ts).tolist()
     return [
         Figure("single events into the bus", _EDGE_EVENTS / seconds, "events/s", ">= 400000"),
-        Figure("event to durable at 10 k/s, p99", _p99(delays), "ms", "<= 10"),
+        Figure("event to durable at 10 k/s, p99", p99(delays), "ms", "<= 10"),
     ]
 
 
-async def _live(rate: int, seconds: float) -> tuple[list[float], list[float]]:
+async def live(rate: int, seconds: float, **overrides: object) -> tuple[list[float], list[float]]:
     """Bar delays in ns, and resident bytes once a second."""
     resident: list[float] = []
 
@@ -225,12 +229,12 @@ async def _live(rate: int, seconds: float) -> tuple[list[float], list[float]]:
 
     keep_freed_memory()
     with tempfile.TemporaryDirectory(dir=".cache") as folder:
-        settings = _settings(folder)
+        settings = settings_in(folder, **overrides)
         async with open_backends(settings) as backends:
-            store = _Watched(backends.store, "commit", _windows)
+            store = Watched(backends.store, "commit", _windows)
             flow = Flow(settings, Backends(backends.bus, store, SystemClock()))
             sampling = asyncio.create_task(sample())
-            await flow.live({PROVIDER: _Feed(rate, seconds)}, (), asyncio.Event())
+            await flow.live({PROVIDER: Feed(rate, seconds)}, (), asyncio.Event())
             sampling.cancel()
     due = WINDOW_NS + LATENESS_NS
     delays = [float(done - ts - due) for done, starts in store.calls for ts in starts]
@@ -244,14 +248,14 @@ def _windows(groups: Sequence[Group], *_: object) -> list[int]:
 
 def bar_latency() -> list[Figure]:
     """Delay from a window's end plus the lateness to its committed bar, live at 10 k events/s."""
-    delays, _ = asyncio.run(_live(10_000, _LIVE_S))
+    delays, _ = asyncio.run(live(10_000, LIVE_S))
     name = f"window end + lateness to committed bar, p99 of {len(delays)}"
-    return [Figure(name, _p99(delays), "ms", "<= 25")]
+    return [Figure(name, p99(delays), "ms", "<= 25")]
 
 
 def memory() -> list[Figure]:
     """Resident size of the whole path at 50 k events/s, and its growth over the second half."""
-    _, resident = asyncio.run(_live(50_000, _MEMORY_S))
+    _, resident = asyncio.run(live(50_000, _MEMORY_S))
     half = len(resident) // 2
     growth = max(resident[half:]) - max(resident[: half + 1])
     return [

@@ -9,11 +9,15 @@ RocksDB behind a cache that is never written out.
 from __future__ import annotations
 
 import tempfile
+from datetime import datetime
 from time import perf_counter
 from typing import Any
 
+from benchmarks import servers
 from benchmarks.contender import BarRow, Contender, Result, answer_of
 from benchmarks.python_loop import bar_of
+from benchmarks.servers import TOPIC as BROKER_TOPIC
+from benchmarks.servers import Messages
 from benchmarks.workload import LATENESS_NS, SYMBOLS, WINDOW_NS, Cache
 
 _NS_PER_MS = 1_000_000
@@ -81,7 +85,59 @@ def _compiled(directory: str, close: Any) -> Any:
     return windows.compose(sink=close)[_TOPIC]
 
 
+def run_kafka(prepared: Messages) -> Result:
+    """A whole application on a broker: single JSON messages in, bars to a Python function."""
+    from quixstreams import Application
+
+    bars: list[BarRow] = []
+
+    def event_ms(value: Any, *_: Any) -> int:
+        return int(datetime.fromisoformat(value["src_ts"]).timestamp() * 1_000)
+
+    def row(value: Any) -> list[Any]:
+        at = datetime.fromisoformat(value["src_ts"])
+        return [at, value["seq"], value["c"], value["v"]]
+
+    with servers.kafka() as broker, tempfile.TemporaryDirectory() as directory:
+        servers.topic(broker)
+        broker.fill(prepared.rows)
+        application = Application(
+            broker.address,
+            consumer_group="bench",
+            auto_offset_reset="earliest",
+            state_dir=directory,
+            use_changelog_topics=False,
+            loglevel=None,
+        )
+        topic = application.topic(
+            BROKER_TOPIC, value_deserializer="json", timestamp_extractor=event_ms
+        )
+        windows = (
+            application.dataframe(topic)
+            .apply(row)
+            .tumbling_window(WINDOW_NS // _NS_PER_MS, LATENESS_NS // _NS_PER_MS)
+            .collect()
+            .final()
+        )
+        windows.update(lambda window: bars.append(bar_of([tuple(r) for r in window["value"]])))
+        started = perf_counter()
+        application.run(count=len(prepared.rows))
+        seconds = perf_counter() - started
+    return Result(seconds, answer_of(bars, prepared.events - sum(bar[6] for bar in bars)))
+
+
 CONTENDERS = (
+    Contender(
+        "quixstreams-kafka",
+        "kafka",
+        run_kafka,
+        servers.messages,
+        requires=("quixstreams",),
+        optional=True,
+        rounds_max=1,
+        fresh=True,
+        remark="from single JSON messages; nothing stored, float sums",
+    ),
     Contender(
         "quixstreams",
         "engine",

@@ -30,6 +30,7 @@ MODULES = (
     "bytewax_flow",
     "quixstreams_flow",
     "pathway_flow",
+    "brokers",
     "store",
     "cli_start",
 )

@@ -1,0 +1,145 @@
+"""Fresh brokers for a benchmark, and the workload in them as another program would write it.
+
+Starting a server and filling it are outside the clock. Redis flushes its append-only file every
+second; Kafka is one broker.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, Protocol
+
+import msgspec
+
+from benchmarks.workload import SYMBOLS, Cache
+from market_data_core.partitioning import partition_of
+
+TOPIC = "mdp.events"
+PARTITIONS = 8
+LATER_NS = 3_600 * 10**9
+"""How much later than the workload the messages are that end it, one in each partition."""
+_PIPELINE = 5_000
+Message = tuple[str, bytes]
+"""Symbol, and a single version-1 event as JSON."""
+
+
+class Broker(Protocol):
+    """A running server.
+
+    Attributes:
+        settings: what leads the platform to it.
+        address: what leads others to it.
+    """
+
+    settings: dict[str, object]
+    address: str
+
+    def fill(self, messages: Sequence[Message]) -> None:
+        """Write messages, each into the partition of its symbol."""
+        ...
+
+
+class Messages(msgspec.Struct):
+    """The workload as single messages.
+
+    Attributes:
+        rows: in arrival order, the last ones end the windows.
+        events: without those.
+    """
+
+    rows: list[Message]
+    events: int
+
+
+def messages(cache: Cache) -> Messages:
+    """The workload, and one message an hour later for each partition."""
+    rows: list[Message] = []
+    line = b""
+    for line in cache.load().lines():
+        rows.append((msgspec.json.decode(line)["symbol"], line.rstrip()))
+    events, last = len(rows), msgspec.json.decode(line)
+    hour = int(last["src_ts"][11:13]) + 1
+    for partition in range(PARTITIONS):
+        symbol = next(s for s in _names() if partition_of(s, PARTITIONS) == partition)
+        late = f"{last['src_ts'][:11]}{hour:02}{last['src_ts'][13:]}"
+        event = last | {"symbol": symbol, "src_ts": late, "seq": 10**9, "event_id": None}
+        del event["event_id"]
+        rows.append((symbol, msgspec.json.encode(event)))
+    return Messages(rows, events)
+
+
+def _names() -> Iterator[str]:
+    """Symbols of the workload, then others."""
+    yield from SYMBOLS
+    yield from (f"END{i}" for i in range(1_000))
+
+
+class _Redis:
+    def __init__(self, server: Any) -> None:
+        self._server, self.address = server, server.uri
+        self.settings: dict[str, object] = {"bus.type": "redis", "bus.redis.uri": server.uri}
+
+    def fill(self, messages: Sequence[Message]) -> None:
+        with self._server.client() as client:
+            for i in range(0, len(messages), _PIPELINE):
+                pipe = client.pipeline(transaction=False)
+                for symbol, data in messages[i : i + _PIPELINE]:
+                    pipe.xadd(f"{TOPIC}:{partition_of(symbol, PARTITIONS)}", {"data": data})
+                pipe.execute()
+
+
+class _Kafka:
+    def __init__(self, server: Any) -> None:
+        self.address = server.address
+        self.settings: dict[str, object] = {
+            "bus.type": "kafka", "bus.kafka.bootstrap_servers": server.address,
+        }  # fmt: skip
+
+    def fill(self, messages: Sequence[Message]) -> None:
+        from confluent_kafka import Producer
+
+        options = {"bootstrap.servers": self.address, "linger.ms": 20, "acks": "all"}
+        producer = Producer(options | {"queue.buffering.max.messages": len(messages) + 1})
+        for symbol, data in messages:
+            producer.produce(TOPIC, data, symbol, partition_of(symbol, PARTITIONS))
+        producer.flush()
+
+
+def topic(broker: Broker) -> None:
+    """The workload's topic on a Kafka broker, for those who do not make it themselves."""
+    from confluent_kafka.admin import AdminClient, NewTopic
+
+    admin = AdminClient({"bootstrap.servers": broker.address})
+    for made in admin.create_topics([NewTopic(TOPIC, PARTITIONS)]).values():
+        made.result()
+
+
+@contextmanager
+def redis() -> Iterator[Broker]:
+    """A Redis server with an append-only file."""
+    from tests.servers import redis as servers
+
+    with servers.running() as server:
+        if server is None:
+            raise SystemExit(servers.MISSING)
+        yield _Redis(server)
+
+
+@contextmanager
+def kafka() -> Iterator[Broker]:
+    """A Kafka broker."""
+    from tests.servers import kafka as servers
+
+    with servers.running(jvm=()) as server:
+        if server is None:
+            raise SystemExit(servers.MISSING)
+        yield _Kafka(server)
+
+
+class Start(Protocol):
+    """Starts a broker."""
+
+    def __call__(self) -> AbstractContextManager[Broker]:
+        """The broker, ended at the end of the context."""
+        ...
