@@ -61,7 +61,7 @@ async def _foreign(prepared: Messages, broker: Broker, settings: Settings) -> Re
         spent = time.perf_counter() - began
         stop.set()
         counts = (await working).counts
-        frame = await backends.store.bars(interval="2s")
+        frame = await backends.store.bars(interval="2s", end=prepared.end_ts)
     names = ("open", "high", "low", "close", "volume", "vwap", "trade_count")
     return Result(spent, answer_of(frame.select(names).iter_rows(), counts.deduplicated))
 

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from benchmarks.workload import SYMBOLS, Cache
+from benchmarks.workload import START_NS, SYMBOLS, Cache
 from market_data_core.partitioning import partition_of
 
 TOPIC = "mdp.events"
@@ -46,10 +46,12 @@ class Messages(msgspec.Struct):
     Attributes:
         rows: in arrival order, the last ones end the windows.
         events: without those.
+        end_ts: UTC ns, after the workload and before those.
     """
 
     rows: list[Message]
     events: int
+    end_ts: int
 
 
 def messages(cache: Cache) -> Messages:
@@ -66,7 +68,7 @@ def messages(cache: Cache) -> Messages:
         event = last | {"symbol": symbol, "src_ts": late, "seq": 10**9, "event_id": None}
         del event["event_id"]
         rows.append((symbol, msgspec.json.encode(event)))
-    return Messages(rows, events)
+    return Messages(rows, events, START_NS + LATER_NS // 2)
 
 
 def _names() -> Iterator[str]:

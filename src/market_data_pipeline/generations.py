@@ -96,6 +96,8 @@ class Generations:
         self._bus, self.events_topic, self._clock = bus, events_topic, clock
         self._registry = registry_topic(events_topic)
         self._position: int | None = None
+        self._begun = False
+        """Whether the registry tells anything: who made it may have died before entering."""
         self._looked_at = 0
         self._reading = asyncio.Lock()
         self._infos: dict[str, TopicInfo] = {}
@@ -240,7 +242,7 @@ class Generations:
             UsageError: it took so long to enter it that it was too late.
         """
         number = self.timeline.newest.number + 1
-        if self._position is None:
+        if not self._begun:
             await self._enter_first(first)
         await self._append(
             _Entered(
@@ -278,6 +280,7 @@ class Generations:
                 self._position = (await self._bus.bounds(self._registry, 0)).first
                 known = ()  # it has the first one too
             for record in await self._unread():
+                self._begun = True
                 known = self._with(known, record)
             if known:
                 self.timeline.generations = known

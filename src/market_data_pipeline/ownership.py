@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
 import structlog
 
 from market_data_core.clock import Clock
 from market_data_core.contracts.bus import Bus
-from market_data_core.contracts.store import Claim, PartitionKey, Positions
+from market_data_core.contracts.store import Claim, OutboxItem, PartitionKey, Positions
 from market_data_core.errors import TransientError
 from market_data_core.records import TopicInfo
 
@@ -37,10 +37,12 @@ class Change:
     Attributes:
         surplus: partitions to hand over.
         claims: partitions that are its own from now on.
+        left: messages that earlier owners of those have not published, by partition.
     """
 
     surplus: Sequence[int] = ()
     claims: Sequence[Claim] = ()
+    left: Mapping[int, Sequence[OutboxItem]] = field(default_factory=dict)
 
 
 class Ownership:
@@ -75,14 +77,14 @@ class Ownership:
         self._bus, self._store, self._info, self._clock = bus, store, info, clock
         self._group, self._member, self._lease_ns = group, member, lease_ns
         self._retry = retry
-        self._beating: asyncio.Task[list[str]] | None = None
+        self._finding: asyncio.Task[Change] | None = None
         self._beat_at = 0.0
         self._silent_at = float("inf")
 
     @property
     def due(self) -> bool:
         """Whether it is time for a sign of life."""
-        return self._beating is None and time.monotonic() >= self._beat_at
+        return self._finding is None and time.monotonic() >= self._beat_at
 
     async def change(self, owned: Mapping[int, Claim]) -> Change:
         """Give a sign of life now and then; what is to change by what is known of the others.
@@ -90,33 +92,48 @@ class Ownership:
         Nothing waits for the answer while anything is owned: while the store is away, reading
         goes on. Commits are fenced, whatever became of the lease meanwhile.
         """
-        if self._beating is None:
+        if self._finding is None:
             if not self.due:
                 return Change()
             self._beat_at = time.monotonic() + self._lease_ns / _BEATS_A_LEASE / 1e9
-            self._beating = asyncio.create_task(self._beat(owned))
-            self._silent_at = time.monotonic() + self._lease_ns / 1e9
-        if owned and not self._beating.done():
+            self._finding = asyncio.create_task(self._find(dict(owned)))
+        if owned and not self._finding.done():
             await self._let_others()
             return Change()
-        self._silent_at = float("inf")
-        beating, self._beating = self._beating, None
-        members = await beating
+        finding, self._finding = self._finding, None
+        return await finding
+
+    async def _find(self, owned: Mapping[int, Claim]) -> Change:
+        """Give a sign of life; what is to change, with the claims made already."""
+        tokens = {number: claim.token for number, claim in owned.items()}
+        members = await self._ask(
+            lambda: self._store.heartbeat(
+                self._group, self._info.name, self._member, self._lease_ns, tokens
+            )
+        )
         assigned = await self._retry(
             lambda: self._bus.assignment(self._info.name, self._group, self._member)
         )
         if assigned is not None:
             missing = [p for p in sorted(assigned) if p not in owned]
-            claims = await self._claim(missing, len(missing)) if missing else ()
-            return Change(sorted(set(owned) - assigned), claims)
+            surplus = sorted(set(owned) - assigned)
+            return await self._claim(missing, len(missing), surplus) if missing else Change(surplus)
         share, rest = divmod(self._info.partitions, len(members))
         quota = share + (members.index(self._member) < rest)
         if len(owned) > quota:
             return Change(sorted(owned)[quota:])
         if len(owned) < quota:
             others = (p for p in range(self._info.partitions) if p not in owned)
-            return Change((), await self._claim(others, quota - len(owned)))
+            return await self._claim(others, quota - len(owned))
         return Change()
+
+    async def _ask(self, call: Callable[[], Awaitable[T]]) -> T:
+        """What the store answers, whenever it does."""
+        self._silent_at = time.monotonic() + self._lease_ns / 1e9
+        try:
+            return await self._retry(call)
+        finally:
+            self._silent_at = float("inf")
 
     async def _let_others(self) -> None:
         """While the store does not answer, others may have what the bus's protocol gives us.
@@ -133,28 +150,25 @@ class Ownership:
         except TransientError as error:  # the session will run out instead
             log.warning("could not leave the bus's group", error=str(error))
 
-    async def _beat(self, owned: Mapping[int, Claim]) -> list[str]:
-        tokens = {number: claim.token for number, claim in owned.items()}
-        return await self._retry(
-            lambda: self._store.heartbeat(
-                self._group, self._info.name, self._member, self._lease_ns, tokens
-            )
-        )
-
-    async def _claim(self, numbers: Iterable[int], wanted: int) -> list[Claim]:
-        """Claims on at most `wanted` of the partitions, of those that nobody holds."""
-        rows = await self._retry(lambda: self._store.status(self._group, self._info.name))
+    async def _claim(
+        self, numbers: Iterable[int], wanted: int, surplus: Sequence[int] = ()
+    ) -> Change:
+        """Claim at most `wanted` of the partitions, of those that nobody holds."""
+        rows = await self._ask(lambda: self._store.status(self._group, self._info.name))
         stale = self._clock.now_ns() - self._lease_ns
         held = {r.key.partition for r in rows if r.owner and r.heartbeat >= stale}
-        claims = []
+        claims, left = [], {}
         for number in [n for n in numbers if n not in held][:wanted]:
             key = PartitionKey(self._group, self._info.name, number)
-            claim = await self._retry(
+            claim = await self._ask(
                 lambda key=key: self._store.claim(key, self._member, self._lease_ns)  # type: ignore[misc]
             )
             if claim:
                 claims.append(claim)
-        return claims
+                left[number] = await self._ask(
+                    lambda key=key: self._store.outbox(key.group, key.topic, key.partition)  # type: ignore[misc]
+                )
+        return Change(surplus, claims, left)
 
     async def release(self, claim: Claim) -> None:
         """Hand a partition over."""
@@ -163,9 +177,9 @@ class Ownership:
 
     async def leave(self) -> None:
         """Leave the group: what was owned is free at once."""
-        if self._beating:
-            self._beating.cancel()
-            await asyncio.gather(self._beating, return_exceptions=True)
+        if self._finding:
+            self._finding.cancel()
+            await asyncio.gather(self._finding, return_exceptions=True)
         try:
             await self._store.leave(self._group, self._info.name, self._member)
         except TransientError as error:  # the lease will run out instead

@@ -131,6 +131,20 @@ async def test_a_process_learns_of_a_change_and_makes_its_topic(
     assert info.partitions == 7
 
 
+async def test_a_change_counts_whose_operator_follows_one_that_died_early(
+    bus: EmbeddedBus, clock: ManualClock, running: Generations
+) -> None:
+    await bus.create_topic(REGISTRY, 1)  # it died before it entered the first generation
+
+    entered = await change(bus, clock, 7, T + LEAD)
+
+    await running.refresh()
+    fresh = Generations(bus, EVENTS, clock)
+    await fresh.open(4)
+    for known in (running, fresh):
+        assert known.timeline.generations[1:] == (entered,)
+
+
 async def test_the_registry_wins_over_the_configuration(
     bus: EmbeddedBus, clock: ManualClock, running: Generations
 ) -> None:

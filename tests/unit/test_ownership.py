@@ -13,7 +13,7 @@ from tests.property._memory import MemoryStore
 from tests.property._memory_bus import MemoryBus
 
 from market_data_core.clock import ManualClock
-from market_data_core.contracts.store import Claim
+from market_data_core.contracts.store import Claim, PartitionKey
 from market_data_core.errors import TransientError
 from market_data_core.records import TopicInfo
 from market_data_pipeline.ownership import Change, Ownership
@@ -31,6 +31,8 @@ class Store(MemoryStore):
         MemoryStore.__init__(self, clock)
         self.answers, self.away = asyncio.Event(), False
         self.answers.set()
+        self.claims, self.claiming = asyncio.Event(), 0
+        self.claims.set()
         self.beats = Counter[str]()
 
     async def heartbeat(
@@ -39,6 +41,11 @@ class Store(MemoryStore):
         self.beats[member] += 1
         await self.answers.wait()
         return await MemoryStore.heartbeat(self, group, topic, member, lease_ns, owned)
+
+    async def claim(self, key: PartitionKey, member: str, lease_ns: int) -> Claim | None:
+        self.claiming += not self.claims.is_set()
+        await self.claims.wait()
+        return await MemoryStore.claim(self, key, member, lease_ns)
 
     async def leave(self, group: str, topic: str, member: str) -> None:
         if self.away:
@@ -144,6 +151,7 @@ async def make() -> AsyncIterator[Callable[[int], Awaitable[Group]]]:
     yield group
     for one in made:
         one.store.answers.set()
+        one.store.claims.set()
         for name in list(one.members):
             await one.leave(name)
 
@@ -233,6 +241,24 @@ async def test_an_owner_does_not_wait_for_the_store(make: Make) -> None:
     assert group.store.beats["a"] == begun  # no second one is sent after it
     await group.leave("b")
     group.store.answers.set()
+    assert await group.settled() == [4]
+
+
+async def test_an_owner_does_not_wait_for_more_either(make: Make) -> None:
+    """A store that goes away between a sign of life and a claim."""
+    group = await make(4)
+    group.join("a", "b")
+    await group.settled()
+    await group.leave("b")
+    group.store.claims.clear()
+    async with asyncio.timeout(ENOUGH_S):
+        while not group.store.claiming:
+            assert await group.step("a") == Change()
+            await asyncio.sleep(0.0005)
+    for _ in range(20):
+        assert await asyncio.wait_for(group.step("a"), ENOUGH_S) == Change()
+    assert len(group.owned["a"]) == 2
+    group.store.claims.set()
     assert await group.settled() == [4]
 
 

@@ -171,7 +171,7 @@ class Shelf:
         """Remove what was staged for a partition under tokens older than `token`."""
         place = self._place(topic, partition)
         for folder in place.iterdir() if place.is_dir() else ():
-            found = folder.name.removeprefix(f"{topic}-{partition}-").split("-")
+            found = folder.name.removeprefix(f"{topic}-{partition}-").split("-", 2)
             if len(found) != 3 or not found[1].isdecimal() or int(found[1]) < token:
                 shutil.rmtree(folder, ignore_errors=True)
 

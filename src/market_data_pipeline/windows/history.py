@@ -178,6 +178,10 @@ class LaneHistory:
         self._partitions, self._spec = partitions, spec
         self._checkpoints: dict[tuple[str, int], Checkpoint] | None = None
         self._lanes: list[TopicInfo] = []
+        self._fresh = False
+        self._topics: list[TopicInfo] | None = None
+        self._live_found: list[tuple[Generation, TopicInfo]] | None = None
+        self._live_places: dict[tuple[str, int], Checkpoint] | None = None
 
     async def _load(self) -> dict[tuple[str, int], Checkpoint]:
         """Positions of the other topics; lanes wait for one another, so these stand still."""
@@ -191,26 +195,34 @@ class LaneHistory:
                 and r.key.topic != self._lane
             }
             names = {topic for topic, _ in self._checkpoints}
-            self._lanes = [t for t in await self._bus.topics() if t.name in names]
+            self._lanes = [t for t in await self._all_topics() if t.name in names]
         return self._checkpoints
+
+    async def _all_topics(self) -> list[TopicInfo]:
+        if self._topics is None:
+            self._topics = await self._bus.topics()
+        return self._topics
 
     async def _live_topics(self) -> list[tuple[Generation, TopicInfo]]:
         """The live feed's topics, if there are any beside this lane."""
-        timeline = await self._live.look(self._partitions)
-        if timeline.of_topic(self._lane):
-            return []
-        found = [(g, await self._bus.find_topic(g.topic)) for g in timeline.generations]
-        return [(generation, info) for generation, info in found if info]
+        if self._live_found is None:
+            timeline = await self._live.look(self._partitions)
+            generations = () if timeline.of_topic(self._lane) else timeline.generations
+            found = [(g, await self._bus.find_topic(g.topic)) for g in generations]
+            self._live_found = [(generation, info) for generation, info in found if info]
+        return self._live_found
 
     async def _live_checkpoints(self) -> dict[tuple[str, int], Checkpoint]:
         """Positions of the live feed: they move while this lane works."""
-        timeline = await self._live.look(self._partitions)
-        return {
-            (r.key.topic, r.key.partition): decode_checkpoint(r.checkpoint)
-            for generation in timeline.generations
-            for r in await self._store.status(self._group, generation.topic)
-            if r.checkpoint
-        }
+        if self._live_places is None:
+            timeline = await self._live.look(self._partitions)
+            self._live_places = {
+                (r.key.topic, r.key.partition): decode_checkpoint(r.checkpoint)
+                for generation in timeline.generations
+                for r in await self._store.status(self._group, generation.topic)
+                if r.checkpoint
+            }
+        return self._live_places
 
     async def limit(self, provider: str, partition: int, from_ts: int) -> int:
         """Windows that end above this belong to a live feed that may still write them."""
@@ -265,7 +277,7 @@ class LaneHistory:
         Their bars cannot be added up again, so they must not give way to what is left.
         """
         checkpoints = {**(await self._load()), **(await self._live_checkpoints())}
-        logs = {t.name: t.log_id for t in await self._bus.topics()}
+        logs = {t.name: t.log_id for t in await self._all_topics()}
         return max(
             (
                 state.greatest + 1
@@ -276,9 +288,15 @@ class LaneHistory:
             default=NEVER,
         )
 
+    def next_round(self) -> None:
+        """Look again at live feeds: within a round, all partitions are told of the same moment."""
+        self._fresh = False
+        self._topics = self._live_found = self._live_places = None
+
     def refresh(self) -> None:
-        """Look again at what other lanes have done."""
-        self._checkpoints = None
+        """Look again at what other lanes have done, once in a round."""
+        if not self._fresh:
+            self._checkpoints, self._fresh = None, True
 
     def _numbers(self, home: TopicInfo | Generation, partition: int) -> Iterable[int]:
         """The topic's partitions that this partition's symbols can be in."""

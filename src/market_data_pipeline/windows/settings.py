@@ -56,6 +56,10 @@ class History(Protocol):
         """Stored bars of `provider` that begin before this must not give way to new ones."""
         ...
 
+    def next_round(self) -> None:
+        """What is known of live feeds may have changed since."""
+        ...
+
     def refresh(self) -> None:
         """Look again at what others have done."""
         ...

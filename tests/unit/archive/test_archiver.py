@@ -36,7 +36,8 @@ from market_data_pipeline import patience
 from market_data_pipeline.archive.archiver import Archiver
 from market_data_pipeline.archive.checkpoint import decode_archive_checkpoint
 from market_data_pipeline.archive.files import Selection
-from market_data_pipeline.archive.shelf import Shelf
+from market_data_pipeline.archive.layout import Segment
+from market_data_pipeline.archive.shelf import Shelf, Table
 from market_data_pipeline.bus import codec
 
 Rows = Sequence[tuple[str, float, int, float]]
@@ -388,3 +389,18 @@ async def test_a_full_disk_is_waited_for(desk: Desk, monkeypatch: pytest.MonkeyP
         monkeypatch.setattr(os, "fsync", full)
         await archiver.run(asyncio.Event(), once=True)
     assert desk.archived() == await desk.logged()
+
+
+@pytest.mark.parametrize("log_id", ["9f8e7d6c5b", "a-b_-c-d-e"])  # Kafka's have hyphens
+def test_only_what_older_owners_staged_is_swept(tmp_path: Path, log_id: str) -> None:
+    shelf = Shelf(tmp_path)
+    older, newer = (Segment(TOPIC, log_id, 0, 7, token) for token in (2, 4))
+    for segment in (older, newer):
+        shelf.stage(segment, [Table("letters/date=2025-10-24", pl.DataFrame({"a": [1]}))])
+
+    shelf.sweep(TOPIC, 0, 3)  # of an owner that was paused, and has a successor
+
+    for segment in (older, newer):
+        shelf.publish(segment)
+    (found,) = tmp_path.glob("letters/date=2025-10-24/*.parquet")
+    assert found.name.startswith(newer.name)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from typing import Any
 
 import pytest
-from confluent_kafka import KafkaError, Message
+from confluent_kafka import KafkaError, KafkaException, Message
 
 from market_data_core import registry
 from market_data_core.clock import SystemClock
@@ -19,6 +20,7 @@ from market_data_pipeline.bus._kafka_appender import Append, Known
 from market_data_pipeline.bus._kafka_browser import _joined
 from market_data_pipeline.bus._kafka_heads import HEADER, Admission, Head, head_of, header_of
 from market_data_pipeline.bus._kafka_link import Link
+from market_data_pipeline.bus._kafka_member import Member
 from market_data_pipeline.bus._kafka_reader import _Part
 
 # ---- heads ---------------------------------------------------------------------------------
@@ -234,3 +236,40 @@ def test_secrets_among_the_options_are_not_shown() -> None:
     assert isinstance(shown, dict)
     assert set(shown["options"].values()) == {"***", "shown"}
     assert not [s for s in ("s1", "s2", "s3", "s4", "s5") if s in repr(settings)]
+
+
+# ---- members -------------------------------------------------------------------------------
+
+
+class FailingOnce:
+    """A consumer whose first poll fails, as where a rebalance comes to nothing."""
+
+    failures = 1
+
+    def subscribe(self, *_: Any, **__: Any) -> None: ...
+
+    def poll(self, timeout_s: float) -> None:
+        time.sleep(timeout_s)
+        if FailingOnce.failures:
+            FailingOnce.failures -= 1
+            raise KafkaException(KafkaError(KafkaError._STATE))
+
+    def close(self) -> None: ...
+
+
+def test_a_member_outlives_a_failing_consumer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It says so once, and joins again; else its worker would wait for partitions for ever."""
+    link = Link(KafkaBusSettings(timeout_ms=1_000), "g")
+    made: list[FailingOnce] = []
+    monkeypatch.setattr(link, "consumer", lambda **_: made.append(FailingOnce()) or made[-1])
+    member = Member(link, "t", "g")
+    try:
+        deadline = time.monotonic() + 5
+        while len(made) < 2 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        with pytest.raises(TransientError, match="group 'g'"):
+            member.partitions()
+        assert member.partitions() == frozenset()
+        assert len(made) == 2
+    finally:
+        member.leave()

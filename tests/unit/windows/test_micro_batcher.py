@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
+from prometheus_client import REGISTRY
 from tests.property import _lanes
 from tests.property._harness import (
     EVENTS,
@@ -269,9 +270,15 @@ class Live:
         return Place(checkpoint.resume, checkpoint.counted)
 
 
+def metered(outcome: str) -> float:
+    labels = {"stage": "window", "outcome": outcome}
+    return REGISTRY.get_sample_value("pipeline_events_total", labels) or 0.0
+
+
 async def test_a_worker_goes_on_behind_a_tail_that_was_lost() -> None:
     """What it had read of it is not taken for what the log holds."""
     live = Live()
+    before = metered("lost")
     async with live.working():
         await live.append(0.5, 2.5, 2.6)
         await live.until(received=3, stored=1)
@@ -280,6 +287,7 @@ async def test_a_worker_goes_on_behind_a_tail_that_was_lost() -> None:
         await live.append(2.7, 6.5)
         await live.until(received=5, stored=2, open=1, lost=2)
     assert live.causes() == ["log_tail_lost"]
+    assert metered("lost") == before + 2
     assert live.store.states["1s", ("one", "SPY", START_NS + 2 * S)] == "gap"
 
 
