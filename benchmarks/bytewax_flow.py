@@ -113,7 +113,7 @@ def run_kafka(prepared: Messages) -> Result:
     with servers.kafka() as broker:
         servers.topic(broker)
         broker.fill(prepared.rows)
-        source = KafkaSource([broker.address], [TOPIC], tail=False, batch_size=BATCH_ROWS)
+        source = KafkaSource([broker.address], [broker.topic], tail=False, batch_size=BATCH_ROWS)
         return _run(source, lambda message: _keyed(message.value), prepared.events, PARTITIONS)
 
 

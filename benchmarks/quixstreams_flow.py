@@ -16,7 +16,6 @@ from typing import Any
 from benchmarks import servers
 from benchmarks.contender import BarRow, Contender, Result, answer_of
 from benchmarks.python_loop import bar_of
-from benchmarks.servers import TOPIC as BROKER_TOPIC
 from benchmarks.servers import Messages
 from benchmarks.workload import LATENESS_NS, SYMBOLS, WINDOW_NS, Cache
 
@@ -110,7 +109,7 @@ def run_kafka(prepared: Messages) -> Result:
             loglevel=None,
         )
         topic = application.topic(
-            BROKER_TOPIC, value_deserializer="json", timestamp_extractor=event_ms
+            broker.topic, value_deserializer="json", timestamp_extractor=event_ms
         )
         windows = (
             application.dataframe(topic)

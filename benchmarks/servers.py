@@ -6,8 +6,10 @@ second; Kafka is one broker.
 
 from __future__ import annotations
 
+import atexit
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import lru_cache
 from typing import Any, Protocol
 
 import msgspec
@@ -30,10 +32,12 @@ class Broker(Protocol):
     Attributes:
         settings: what leads the platform to it.
         address: what leads others to it.
+        topic: of the events, as the server calls it.
     """
 
     settings: dict[str, object]
     address: str
+    topic: str
 
     def fill(self, messages: Sequence[Message]) -> None:
         """Write messages, each into the partition of its symbol."""
@@ -79,7 +83,7 @@ def _names() -> Iterator[str]:
 
 class _Redis:
     def __init__(self, server: Any) -> None:
-        self._server, self.address = server, server.uri
+        self._server, self.address, self.topic = server, server.uri, TOPIC
         self.settings: dict[str, object] = {"bus.type": "redis", "bus.redis.uri": server.uri}
 
     def fill(self, messages: Sequence[Message]) -> None:
@@ -94,9 +98,13 @@ class _Redis:
 class _Kafka:
     def __init__(self, server: Any) -> None:
         self.address = server.address
+        self._prefix = server.new_prefix()
+        self.topic = f"{self._prefix}{TOPIC}"
         self.settings: dict[str, object] = {
-            "bus.type": "kafka", "bus.kafka.bootstrap_servers": server.address,
-        }  # fmt: skip
+            "bus.type": "kafka",
+            "bus.kafka.bootstrap_servers": server.address,
+            "bus.kafka.topic_prefix": self._prefix,
+        }
 
     def fill(self, messages: Sequence[Message]) -> None:
         from confluent_kafka import Producer
@@ -104,7 +112,7 @@ class _Kafka:
         options = {"bootstrap.servers": self.address, "linger.ms": 20, "acks": "all"}
         producer = Producer(options | {"queue.buffering.max.messages": len(messages) + 1})
         for symbol, data in messages:
-            producer.produce(TOPIC, data, symbol, partition_of(symbol, PARTITIONS))
+            producer.produce(self.topic, data, symbol, partition_of(symbol, PARTITIONS))
         producer.flush()
 
 
@@ -113,7 +121,7 @@ def topic(broker: Broker) -> None:
     from confluent_kafka.admin import AdminClient, NewTopic
 
     admin = AdminClient({"bootstrap.servers": broker.address})
-    for made in admin.create_topics([NewTopic(TOPIC, PARTITIONS)]).values():
+    for made in admin.create_topics([NewTopic(broker.topic, PARTITIONS)]).values():
         made.result()
 
 
@@ -128,15 +136,25 @@ def redis() -> Iterator[Broker]:
         yield _Redis(server)
 
 
-@contextmanager
-def kafka() -> Iterator[Broker]:
-    """A Kafka broker."""
+_open = ExitStack()
+atexit.register(_open.close)
+
+
+@lru_cache(1)
+def _kafka_server() -> Any:
+    """One broker for all rounds of a process: a JVM is not fast before it has run for a while."""
     from tests.servers import kafka as servers
 
-    with servers.running(jvm=()) as server:
-        if server is None:
-            raise SystemExit(servers.MISSING)
-        yield _Kafka(server)
+    server = _open.enter_context(servers.running(jvm=()))
+    if server is None:
+        raise SystemExit(servers.MISSING)
+    return server
+
+
+@contextmanager
+def kafka() -> Iterator[Broker]:
+    """A Kafka broker, with topics of its own for each use."""
+    yield _Kafka(_kafka_server())
 
 
 class Start(Protocol):

@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 import structlog
 
 from market_data_core.clock import Clock
 from market_data_core.contracts.bus import Bus
-from market_data_core.contracts.store import Claim, OutboxItem, PartitionKey, Positions
+from market_data_core.contracts.store import Claim, PartitionKey, Positions
 from market_data_core.errors import TransientError
 from market_data_core.records import TopicInfo
 
@@ -37,12 +37,10 @@ class Change:
     Attributes:
         surplus: partitions to hand over.
         claims: partitions that are its own from now on.
-        left: messages that earlier owners of those have not published, by partition.
     """
 
     surplus: Sequence[int] = ()
     claims: Sequence[Claim] = ()
-    left: Mapping[int, Sequence[OutboxItem]] = field(default_factory=dict)
 
 
 class Ownership:
@@ -78,8 +76,11 @@ class Ownership:
         self._group, self._member, self._lease_ns = group, member, lease_ns
         self._retry = retry
         self._finding: asyncio.Task[Change] | None = None
+        self._given: Sequence[Claim] = ()
         self._beat_at = 0.0
-        self._silent_at = float("inf")
+        self._watching: asyncio.Task[None] | None = None
+        self._heard_at = 0.0
+        self._is_member = False
 
     @property
     def due(self) -> bool:
@@ -92,57 +93,62 @@ class Ownership:
         Nothing waits for the answer while anything is owned: while the store is away, reading
         goes on. Commits are fenced, whatever became of the lease meanwhile.
         """
+        given, self._given = self._given, ()
+        for claim in given:
+            if claim.key.partition not in owned:  # it could not be taken up: nobody reads it
+                await self.release(claim)
+        if self._watching is None:
+            self._watching = asyncio.create_task(self._watch())
         if self._finding is None:
             if not self.due:
                 return Change()
             self._beat_at = time.monotonic() + self._lease_ns / _BEATS_A_LEASE / 1e9
             self._finding = asyncio.create_task(self._find(dict(owned)))
         if owned and not self._finding.done():
-            await self._let_others()
             return Change()
         finding, self._finding = self._finding, None
-        return await finding
+        change = await finding
+        self._given = change.claims
+        return change
 
     async def _find(self, owned: Mapping[int, Claim]) -> Change:
         """Give a sign of life; what is to change, with the claims made already."""
         tokens = {number: claim.token for number, claim in owned.items()}
-        members = await self._ask(
+        members = await self._retry(
             lambda: self._store.heartbeat(
                 self._group, self._info.name, self._member, self._lease_ns, tokens
             )
         )
+        self._heard_at = time.monotonic()
         assigned = await self._retry(
             lambda: self._bus.assignment(self._info.name, self._group, self._member)
         )
+        self._is_member = assigned is not None
         if assigned is not None:
             missing = [p for p in sorted(assigned) if p not in owned]
-            surplus = sorted(set(owned) - assigned)
-            return await self._claim(missing, len(missing), surplus) if missing else Change(surplus)
+            claims = await self._claim(missing, len(missing)) if missing else ()
+            return Change(sorted(set(owned) - assigned), claims)
         share, rest = divmod(self._info.partitions, len(members))
         quota = share + (members.index(self._member) < rest)
         if len(owned) > quota:
             return Change(sorted(owned)[quota:])
         if len(owned) < quota:
             others = (p for p in range(self._info.partitions) if p not in owned)
-            return await self._claim(others, quota - len(owned))
+            return Change((), await self._claim(others, quota - len(owned)))
         return Change()
 
-    async def _ask(self, call: Callable[[], Awaitable[T]]) -> T:
-        """What the store answers, whenever it does."""
-        self._silent_at = time.monotonic() + self._lease_ns / 1e9
-        try:
-            return await self._retry(call)
-        finally:
-            self._silent_at = float("inf")
+    async def _watch(self) -> None:
+        """Let others have what the bus's protocol gives us once the store is silent for a lease.
 
-    async def _let_others(self) -> None:
-        """While the store does not answer, others may have what the bus's protocol gives us.
-
-        Theirs may answer; and asking for the assignment again is joining again.
+        Theirs may answer, and they wait for what is ours; whatever our worker waits for meanwhile.
+        When it asks for its assignment again, it joins again.
         """
-        if time.monotonic() >= self._silent_at:
-            self._silent_at = float("inf")
-            await self._leave_bus()
+        lease_s = self._lease_ns / 1e9
+        while True:
+            await asyncio.sleep(lease_s / _BEATS_A_LEASE)
+            if self._is_member and time.monotonic() >= self._heard_at + lease_s:
+                self._is_member = False
+                await self._leave_bus()
 
     async def _leave_bus(self) -> None:
         try:
@@ -150,25 +156,20 @@ class Ownership:
         except TransientError as error:  # the session will run out instead
             log.warning("could not leave the bus's group", error=str(error))
 
-    async def _claim(
-        self, numbers: Iterable[int], wanted: int, surplus: Sequence[int] = ()
-    ) -> Change:
-        """Claim at most `wanted` of the partitions, of those that nobody holds."""
-        rows = await self._ask(lambda: self._store.status(self._group, self._info.name))
+    async def _claim(self, numbers: Iterable[int], wanted: int) -> list[Claim]:
+        """Claims on at most `wanted` of the partitions, of those that nobody holds."""
+        rows = await self._retry(lambda: self._store.status(self._group, self._info.name))
         stale = self._clock.now_ns() - self._lease_ns
         held = {r.key.partition for r in rows if r.owner and r.heartbeat >= stale}
-        claims, left = [], {}
+        claims = []
         for number in [n for n in numbers if n not in held][:wanted]:
             key = PartitionKey(self._group, self._info.name, number)
-            claim = await self._ask(
+            claim = await self._retry(
                 lambda key=key: self._store.claim(key, self._member, self._lease_ns)  # type: ignore[misc]
             )
             if claim:
                 claims.append(claim)
-                left[number] = await self._ask(
-                    lambda key=key: self._store.outbox(key.group, key.topic, key.partition)  # type: ignore[misc]
-                )
-        return Change(surplus, claims, left)
+        return claims
 
     async def release(self, claim: Claim) -> None:
         """Hand a partition over."""
@@ -177,9 +178,10 @@ class Ownership:
 
     async def leave(self) -> None:
         """Leave the group: what was owned is free at once."""
-        if self._finding:
-            self._finding.cancel()
-            await asyncio.gather(self._finding, return_exceptions=True)
+        left = [task for task in (self._finding, self._watching) if task]
+        for task in left:
+            task.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
         try:
             await self._store.leave(self._group, self._info.name, self._member)
         except TransientError as error:  # the lease will run out instead

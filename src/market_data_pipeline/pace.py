@@ -66,5 +66,4 @@ class Pace:
         left_s = (ts - self._now()) / self._speed / 1e9
         if left_s > 0:
             with suppress(TimeoutError):
-                async with asyncio.timeout(left_s):
-                    await stop.wait()
+                await asyncio.wait_for(stop.wait(), left_s)

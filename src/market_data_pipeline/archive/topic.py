@@ -54,9 +54,9 @@ class _Part:
         return self.checkpoint.position
 
     @property
-    def size(self) -> int:
+    def memory(self) -> int:
         """Bytes that it is taken to need in memory."""
-        return self.waiting.size + (self.writing.size if self.writing else 0)
+        return self.waiting.memory + (self.writing.memory if self.writing else 0)
 
 
 @dataclass(slots=True)
@@ -238,7 +238,7 @@ class TopicArchiver:
         await asyncio.to_thread(take)
 
     def _tell_held(self) -> None:
-        self._held[self._info.name] = sum(part.size for part in self._owned.values())
+        self._held[self._info.name] = sum(part.memory for part in self._owned.values())
 
     @staticmethod
     def _over(part: _Part) -> bool:
@@ -280,7 +280,7 @@ class TopicArchiver:
             if old or last or waiting.ended or waiting.size >= s.file_bytes_max:
                 due.append(part)
         if not due and sum(self._held.values()) >= s.memory_bytes_max:
-            due = sorted(self._owned.values(), key=lambda p: -p.waiting.size)[:1]
+            due = sorted(self._owned.values(), key=lambda p: -p.waiting.memory)[:1]
         await self._begin_write(due)
 
     async def _settle(self) -> None:

@@ -32,6 +32,10 @@ from market_data_pipeline.archive.shelf import Table, spans_of
 
 ROW_BYTES = 128
 """What an event is taken to need in memory, and at most in a file."""
+PIECE_BYTES = 2048
+"""What the objects of a record need in memory beside its rows: most, where it holds one event."""
+_ODD_BYTES = 1024
+"""Likewise, of a row that is no event."""
 
 Ints = NDArray[np.int64]
 
@@ -65,7 +69,8 @@ class Waiting:
 
     Attributes:
         events: how many events wait.
-        size: bytes that they are taken to need.
+        size: bytes that they are taken to need in files.
+        memory: bytes that they are taken to need in memory.
         since: monotonic time at which the first of them came; None if nothing waits.
         ended: an end mark was read.
         position: from where to read on; None if nothing waits.
@@ -77,7 +82,7 @@ class Waiting:
         self._codec = codec
         self._pieces: list[_Piece] = []
         self._odd: list[_Odd] = []
-        self.events = self.size = 0
+        self.events = self.size = self.memory = 0
         self.since: float | None = None
         self.ended = False
         self.position: int | None = None
@@ -131,7 +136,9 @@ class Waiting:
     def _keep(self, piece: _Piece) -> None:
         self._pieces.append(piece)
         self.events += len(piece.batch)
-        self.size += ROW_BYTES * len(piece.batch)
+        size = ROW_BYTES * len(piece.batch)
+        self.size += size
+        self.memory += PIECE_BYTES + size
 
     def _reject(self, record: Record, item: Rejected) -> None:
         values = {name: getattr(item, name) for name in ("reason", "detail", "where", "original")}
@@ -159,6 +166,7 @@ class Waiting:
         }
         self._odd.append(_Odd(f"{folder}/date={day}", values | place, ROW_BYTES + size))
         self.size += ROW_BYTES + size
+        self.memory += _ODD_BYTES + size
 
     def tables(self, file_bytes_max: int) -> Iterator[Table]:
         """Everything as tables of at most so many bytes each; at least one row a table."""

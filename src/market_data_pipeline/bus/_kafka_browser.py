@@ -123,6 +123,9 @@ class Browser:
         bounds = self._topics.bounds(name, partition)
         first, end = bounds.first, bounds.next
         with self._lock:
+            known = self._digests.get((name, partition))
+            if first and not (known and known.whole and known.index.next >= first):
+                return None  # without reading all that is kept
             digest = self._digest(name, partition, first, min(offset, end))
             if not digest.whole:
                 return None

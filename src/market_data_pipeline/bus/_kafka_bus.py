@@ -239,10 +239,10 @@ class KafkaBus:
 
     async def trim(
         self, topic: str, partition: int, before: int, older_than_ns: int, max_bytes: int
-    ) -> None:
+    ) -> bool:
         """Forget records below offset `before` that are old or too many."""
         info = await self._info(topic, partition)
-        await self._in_thread(
+        return await self._in_thread(
             lambda: self._trimmer.trim(info, partition, before, older_than_ns, max_bytes)
         )
 

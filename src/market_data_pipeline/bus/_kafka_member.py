@@ -88,12 +88,15 @@ class Member:
                 continue
             consumer = self._link.consumer(**self._options)
             calls = {"on_assign": self._assigned, "on_revoke": self._revoked}
-            consumer.subscribe([self._topic], **calls, on_lost=self._revoked)
             try:
+                consumer.subscribe([self._topic], **calls, on_lost=self._revoked)
                 self._poll(consumer)
+            except KafkaException as error:  # of a rebalance that came to nothing
+                self._error = self._link.error(error.args[0], self._what)
             finally:
                 consumer.close()
                 self._mine = frozenset()
+            self._leaving.wait(_POLL_S)
 
     def _is_forgotten(self) -> bool:
         return time.monotonic() - self._asked > _SILENT_S

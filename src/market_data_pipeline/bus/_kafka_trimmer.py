@@ -21,19 +21,26 @@ class Trimmer:
 
     def trim(
         self, info: TopicInfo, partition: int, before: int, older_than_ns: int, max_bytes: int
-    ) -> None:
-        """Forget records below `before` that are too old, or the oldest tenth if too large."""
+    ) -> bool:
+        """Forget records below `before` that are too old, or the oldest tenth if too large.
+
+        Returns:
+            Whether it is still too large, though nothing below `before` is left.
+        """
         name = info.name
         firsts = self._topics.offsets(name, range(info.partitions), EARLIEST)
         ends = self._topics.offsets(name, range(info.partitions), LATEST)
-        first = firsts[partition]
-        if first >= before:
-            return
-        cut = self._topics.position_at(name, partition, older_than_ns)
-        if self._size(info, firsts, ends) > max_bytes:
-            cut = max(cut, first + max(1, (ends[partition] - first) // _SHARE))
-        if min(cut, before) > first:
-            self._topics.trim(name, partition, min(cut, before))
+        first, before = firsts[partition], min(before, ends[partition])
+        full = self._size(info, firsts, ends) > max_bytes
+        if first < before:
+            cut = self._topics.position_at(name, partition, older_than_ns)
+            if full:
+                cut = max(cut, first + max(1, (ends[partition] - first) // _SHARE))
+            if min(cut, before) > first:
+                firsts[partition] = min(cut, before)
+                self._topics.trim(name, partition, firsts[partition])
+        left = firsts[partition] < before
+        return full and not left and self._size(info, firsts, ends) > max_bytes
 
     def _size(self, info: TopicInfo, firsts: dict[int, int], ends: dict[int, int]) -> float:
         """About how many bytes the topic's records have."""

@@ -80,6 +80,8 @@ class Writer:
         tokens.end(entries)
         if answer < 0:
             await self._directory.check(topic)
+            msg = f"topic {topic.info.name!r} was not there for a moment: nothing was appended"
+            raise TransientError(msg)
 
     async def _write(self, script: str, keys: Sequence[str], arguments: Sequence[Any]) -> int:
         if not self._replicas:

@@ -297,7 +297,7 @@ def forwards(
         batch: the events.
         topics: where they are.
         codec: how payloads are written.
-        place: the record they came from; with `number`, which rises, the messages' keys.
+        place: owner and record they came from; with `number`, which rises, the messages' keys.
         number: of the first message.
     """
     for home, events in topics.timeline.split(batch):

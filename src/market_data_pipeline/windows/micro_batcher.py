@@ -14,7 +14,7 @@ import structlog
 
 from market_data_core.clock import Clock
 from market_data_core.contracts.bus import Bus, Codec
-from market_data_core.contracts.store import Claim, Commits, OutboxItem, Positions, WriteCounts
+from market_data_core.contracts.store import Claim, Commits, Positions, WriteCounts
 from market_data_core.errors import FencedError, LogLostError, TransientError
 from market_data_core.records import Entry, Place, TopicInfo
 from market_data_pipeline.generations import Generations
@@ -213,10 +213,7 @@ class MicroBatcher:
         change = await self._ownership.change({n: p.claim for n, p in self._owned.items()})
         for number in change.surplus:
             await self._release(number)
-        found = {}
-        for claim in change.claims:
-            number = claim.key.partition
-            found[number] = await self._adopt(claim, change.left[number])
+        found = {claim.key.partition: await self._adopt(claim) for claim in change.claims}
         if tell_losses(self._info.name, found):
             self._observer.error("log_lost")
 
@@ -227,11 +224,14 @@ class MicroBatcher:
         if partition:  # it may have been lost to another worker meanwhile
             await self._ownership.release(partition.claim)
 
-    async def _adopt(self, claim: Claim, left: Sequence[OutboxItem]) -> Recovered:
+    async def _adopt(self, claim: Claim) -> Recovered:
         number = claim.key.partition
         checkpoint = decode_checkpoint(claim.checkpoint) if claim.checkpoint else None
         found = await self._writer.retry(
             lambda: recover(self._bus, self._info, number, checkpoint, self._spec.base_ns)
+        )
+        left = await self._writer.retry(
+            lambda: self._store.outbox(claim.key.group, claim.key.topic, number)
         )
         await self._writer.publish(left)
         partition = Partition(
@@ -248,7 +248,7 @@ class MicroBatcher:
         self._told.pop(number, None)
         self._known_to = {key: to for key, to in self._known_to.items() if key[0] != number}
         self._before[number] = found.checkpoint.counts.received
-        self._observer.adopted(number, found.checkpoint.counts)
+        self._observer.adopted(number, checkpoint.counts if checkpoint else Counts())
         log.debug("partition owned", topic=self._info.name, partition=number, token=claim.token)
         return found
 

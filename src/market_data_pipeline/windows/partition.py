@@ -273,8 +273,11 @@ class Partition:
     def _forward(self, batch: EventBatch, record: Record) -> None:
         """Send misplaced events where their symbols belong; they are received there."""
         self._forwarded += len(batch)
-        # single events of several streams share a position: only a number tells them apart
-        place = f"{self.claim.key.group}/{self.topics.events}/{record.partition}/{record.offset}"
+        # single events of several streams share a position: only a number tells them apart; and a
+        # log that was lost gives positions again, but never to the same owner
+        key = self.claim.key
+        owner = f"{key.group}/{self.topics.events}/{record.partition}/{self.claim.token}"
+        place = f"{owner}/{record.offset}"
         self._forwards += forwards(batch, self.topics, self._codec, place, len(self._forwards))
 
     def collect(self, provider: str, limit: int = FOREVER) -> None:

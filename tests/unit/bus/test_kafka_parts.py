@@ -261,7 +261,12 @@ def test_a_member_outlives_a_failing_consumer(monkeypatch: pytest.MonkeyPatch) -
     """It says so once, and joins again; else its worker would wait for partitions for ever."""
     link = Link(KafkaBusSettings(timeout_ms=1_000), "g")
     made: list[FailingOnce] = []
-    monkeypatch.setattr(link, "consumer", lambda **_: made.append(FailingOnce()) or made[-1])
+
+    def consumer(**_: str) -> FailingOnce:
+        made.append(FailingOnce())
+        return made[-1]
+
+    monkeypatch.setattr(link, "consumer", consumer)
     member = Member(link, "t", "g")
     try:
         deadline = time.monotonic() + 5

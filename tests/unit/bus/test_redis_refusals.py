@@ -128,3 +128,24 @@ async def test_a_closed_bus_says_so(redis_server: Server) -> None:
         with pytest.raises(RuntimeError, match="closed"):
             await call
     assert isinstance(bus, RedisBus)
+
+
+async def test_a_topic_that_was_away_for_a_moment_has_taken_nothing(
+    redis_server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As between two servers of which one does not know it yet: nobody is told that it has."""
+    prefix = redis_server.new_prefix()
+    async with opened(redis_server.uri, prefix) as bus:
+        await bus.create_topic(TOPIC, 1)
+        entries, run = [entry("a")], bus._link.run
+        meta = f"{prefix}{TOPIC}:meta"
+
+        async def elsewhere(script: str, keys: list[str], *arguments: Any) -> Any:
+            return await run(script, [f"{meta}:elsewhere", *keys[1:]], *arguments)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(bus._link, "run", elsewhere)
+            with pytest.raises(TransientError, match="nothing was appended"):
+                await bus.append(TOPIC, entries)
+        await bus.append(TOPIC, entries)
+        assert texts(await read_all(bus)) == ["a"]
