@@ -20,6 +20,7 @@ T = TypeVar("T")
 log = structlog.get_logger("ownership")
 
 _BEATS_A_LEASE = 6
+_SILENT_LEASES = 2
 
 
 class Retry(Protocol):
@@ -138,7 +139,7 @@ class Ownership:
         return Change()
 
     async def _watch(self) -> None:
-        """Let others have what the bus's protocol gives us once the store is silent for a lease.
+        """Let others have what the bus's protocol gives us while the store is silent for long.
 
         Theirs may answer, and they wait for what is ours; whatever our worker waits for meanwhile.
         When it asks for its assignment again, it joins again.
@@ -146,7 +147,7 @@ class Ownership:
         lease_s = self._lease_ns / 1e9
         while True:
             await asyncio.sleep(lease_s / _BEATS_A_LEASE)
-            if self._is_member and time.monotonic() >= self._heard_at + lease_s:
+            if self._is_member and time.monotonic() >= self._heard_at + _SILENT_LEASES * lease_s:
                 self._is_member = False
                 await self._leave_bus()
 

@@ -192,9 +192,8 @@ class MemoryBus:
     ) -> None:
         self.told.append(dict(places))
 
-    async def leave(self, topic: str, group: str, member: str) -> None:  # noqa: ARG002
-        if self.assigned is not None:
-            self.assigned.pop(member, None)
+    async def leave(self, topic: str, group: str, member: str) -> None:
+        return
 
     async def close(self) -> None:
         return

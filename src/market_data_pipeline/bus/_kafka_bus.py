@@ -262,14 +262,15 @@ class KafkaBus:
     async def acknowledge(
         self, topic: str, group: str, member: str, places: Mapping[int, Place]
     ) -> None:
-        """Commit where the group resumes as its offsets, for Kafka's tools."""
+        """Commit where the group resumes as its offsets, for Kafka's tools.
+
+        One that is no member now tells nothing. The administrative call for it goes through the
+        group's coordinator, and librdkafka aborts the process if the connection ends just then
+        (https://github.com/confluentinc/librdkafka/issues/4605).
+        """
         joined = self._members.get((topic, group, member))
         if joined:
             joined.commit(places)
-        elif places:
-            await self._info(topic, *places)
-            told = self._group_on(topic, group)
-            await self._in_thread(lambda: self._topics.commit(topic, told, places))
 
     def _group_on(self, topic: str, group: str) -> str:
         """The group on the brokers: one of its own for each topic derived from the live one.

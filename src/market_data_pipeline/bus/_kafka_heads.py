@@ -42,7 +42,8 @@ class Head(msgspec.Struct, frozen=True, array_like=True):
     append: int = 0
 
 
-_FOREIGN = Head(1)
+FOREIGN = Head(1)
+"""Of a message that is not ours."""
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(Head).decode
 
@@ -56,18 +57,21 @@ def header_of(entry: Entry, append: int) -> dict[str, str | bytes | None]:
 
 def head_of(message: Message) -> Head:
     """What a message tells of itself; one that is not ours counts as one event."""
-    for header in message.headers() or ():
+    headers = message.headers()
+    if not headers:
+        return FOREIGN
+    for header in headers:
         if header[0] == HEADER and isinstance(header[1], bytes):
             try:
                 return _decode(header[1])
             except msgspec.MsgspecError:
                 break
-    return _FOREIGN
+    return FOREIGN
 
 
 def span_head(head: Head, payload: bytes) -> Head:
     """`head` with the provider and times of the events; of a message of others, by its payload."""
-    if head is not _FOREIGN:
+    if head is not FOREIGN:
         return head
     span = span_of(payload)
     return Head(span[3], *span[:3]) if span else Head(0)

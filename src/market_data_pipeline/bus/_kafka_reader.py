@@ -10,7 +10,7 @@ from confluent_kafka import KafkaError, Message, TopicPartition
 
 from market_data_core.errors import LogLostError, MdpError, TransientError
 from market_data_core.records import Record
-from market_data_pipeline.bus._kafka_heads import Admission, Head, head_of
+from market_data_pipeline.bus._kafka_heads import FOREIGN, Admission, Head, head_of
 from market_data_pipeline.bus._kafka_link import Link
 from market_data_pipeline.bus._kafka_topics import EARLIEST, LATEST, Topics
 
@@ -18,6 +18,9 @@ _NS_PER_MS = 1_000_000
 _BATCH = 500
 _SLICE_S = 0.1
 _AHEAD_MIN = 1 << 20
+_HELD_MAX = 16 << 20
+"""Bytes of a partition that are held before it is paused: a pause throws away what the client has
+fetched of it, so it is for the neighbours of a partition that never gives anything."""
 _BEFORE = 32
 _FAIR_S = 1.0
 NOT_COMING = "records that are there do not come"
@@ -80,7 +83,7 @@ class _Part:
         self.hole = -1
         self.fetched, self.ended = offset + 1, (-1, 0.0)
         head = head_of(message)
-        if self.admission.admits(offset, head) and offset >= self.start:
+        if (head is FOREIGN or self.admission.admits(offset, head)) and offset >= self.start:
             record = record_of(message, head)
             self.records.append(record)
             self.size += len(record.payload)
@@ -149,7 +152,8 @@ class Reader:
         share = max(1, max_bytes // len(positions))
         self._stand(positions)
         wanted = {p: self._parts[p] for p in positions}
-        self._pause([p for p, part in wanted.items() if part.paused and part.size < share], False)
+        low = _HELD_MAX // 2
+        self._pause([p for p, part in wanted.items() if part.paused and part.size < low], False)
         ahead = max(2 * share, _AHEAD_MIN)
         if not self._wait(wanted, ahead, deadline, stopped):
             return {}
@@ -257,16 +261,16 @@ class Reader:
                 elif part := self._parts.get(message.partition() or 0):
                     part.put(message)
                     taken += len(message)
-            self._settle(ahead)
+            self._settle()
             batch = self._consumer.consume(_BATCH, 0) if taken < ahead else []
 
-    def _settle(self, ahead: int) -> None:
+    def _settle(self) -> None:
         doubted = [(p, part) for p, part in self._parts.items() if part.doubted]
         for p, part in doubted:
             self._detach([p])
             part.doubted = False
             self._attach(p, part)
-        full = [p for p, part in self._parts.items() if part.size >= ahead and not part.paused]
+        full = [p for p, part in self._parts.items() if part.size >= _HELD_MAX and not part.paused]
         self._pause(full, True)
 
     def _note(self, message: Message, wanted: dict[int, _Part]) -> None:

@@ -10,7 +10,6 @@ from typing import TypeVar
 import structlog
 from confluent_kafka import (
     Consumer,
-    ConsumerGroupTopicPartitions,
     KafkaError,
     KafkaException,
     TopicCollection,
@@ -208,16 +207,6 @@ class Topics:
         future = self._link.admin.delete_records([place], **self._wait)[place]
         try:
             self._link.result(future, f"topic {name!r}")
-        except KafkaException as error:
-            raise NoTopicError(name) from error
-
-    def commit(self, name: str, group: str, places: Mapping[int, Place]) -> None:
-        """Show where a group without members has come to; best effort."""
-        offsets = group_offsets(self.on_broker(name), places)
-        asked = [ConsumerGroupTopicPartitions(group, offsets)]
-        future = self._link.admin.alter_consumer_group_offsets(asked, **self._wait)[group]
-        try:
-            self._link.result(future, f"group {group!r}")
         except KafkaException as error:
             raise NoTopicError(name) from error
 
