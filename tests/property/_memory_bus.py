@@ -192,7 +192,7 @@ class MemoryBus:
     ) -> None:
         self.told.append(dict(places))
 
-    async def leave(self, topic: str, group: str, member: str) -> None:
+    async def leave(self, topic: str, group: str, member: str) -> None:  # noqa: ARG002
         return
 
     async def close(self) -> None:

@@ -204,7 +204,7 @@ class Server:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-        (self._folder / "pid").unlink()
+        (self._folder / "pid").unlink(missing_ok=True)
         self._process = None
 
     @contextmanager

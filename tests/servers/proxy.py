@@ -13,11 +13,14 @@ from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal
+from weakref import WeakSet
 
 Direction = Literal["up", "down"]
 """``up`` is from the client to the server."""
 _CHUNK = 1 << 16
 _WAIT_S = 10.0
+_TURNS = 10
+"""Of the loop, after which everything that was under way has been heard of."""
 _RESET = struct.pack("ii", 1, 0)
 """SO_LINGER that makes close() send RST."""
 
@@ -70,6 +73,7 @@ class Proxy:
         self._state, self._chance = _State(), random.Random(seed)
         self._connections: set[_Connection] = set()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._transports: WeakSet[asyncio.WriteTransport] = WeakSet()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="proxy", daemon=True)
         self._thread.start()
@@ -138,9 +142,15 @@ class Proxy:
             await self._listen()
 
     async def _ended(self) -> None:
-        for task in list(self._tasks):
-            task.cancel()
+        for _ in range(_TURNS):  # what was accepted just before begins, and ends
+            for task in self._tasks:
+                if not task.cancelling():
+                    task.cancel()
+            await asyncio.sleep(0)
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        for transport in list(self._transports):  # those that still wait to be rid of something
+            transport.abort()
+        await asyncio.sleep(0)
 
     async def _listen(self) -> None:
         if self._listener is None:
@@ -151,21 +161,24 @@ class Proxy:
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         connection = _Connection((reader, writer))
+        self._transports.add(writer.transport)
         self._connections.add(connection)
         task = asyncio.current_task()
         assert task
         self._tasks.add(task)
         try:
-            await self._carry(connection)
+            if not self._state.refuses:
+                await self._carry(connection)
         except (OSError, asyncio.CancelledError):
             pass
         finally:
-            connection.close()
+            (connection.reset if self._state.refuses else connection.close)()
             self._connections.discard(connection)
             self._tasks.discard(task)
 
     async def _carry(self, connection: _Connection) -> None:
         server = connection.server = await asyncio.open_connection(*self._to)
+        self._transports.add(server[1].transport)
         ways = (
             self._pass("up", connection, connection.client[0], server[1]),
             self._pass("down", connection, server[0], connection.client[1]),

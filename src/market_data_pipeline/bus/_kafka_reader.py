@@ -199,8 +199,8 @@ class Reader:
             self._parts[p].skip_to(positions[p])
         if not moved:
             return
-        firsts = self._topics.offsets(self._name, moved, EARLIEST, self._consumer)
-        ends = self._topics.offsets(self._name, moved, LATEST, self._consumer)
+        firsts = self._topics.offsets(self._name, moved, EARLIEST)
+        ends = self._topics.offsets(self._name, moved, LATEST)
         for p, position in moved.items():
             if not firsts[p] <= position <= ends[p]:
                 msg = (
@@ -234,7 +234,7 @@ class Reader:
             self._parts[p].paused = paused
 
     def _look_for_ends(self, wanted: dict[int, _Part]) -> None:
-        ends = self._topics.offsets(self._name, wanted, LATEST, self._consumer)
+        ends = self._topics.offsets(self._name, wanted, LATEST)
         for p, end in ends.items():
             part = wanted[p]
             if part.fetched > end:

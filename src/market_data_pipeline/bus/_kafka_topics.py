@@ -141,23 +141,21 @@ class Topics:
             time.sleep(_PAUSE_S)
         return answer
 
-    def offsets(
-        self, name: str, partitions: Iterable[int], at_ms: int, by: Consumer | None = None
-    ) -> dict[int, int]:
+    def offsets(self, name: str, partitions: Iterable[int], at_ms: int) -> dict[int, int]:
         """Where partitions begin, end, or reach a time of appending.
+
+        Asked by a consumer that fetches nothing: a broker answers each connection in its order,
+        so that behind a fetch which waits for news the answer would come late.
 
         Args:
             name: of the topic.
             partitions: which.
             at_ms: :data:`EARLIEST`, :data:`LATEST`, or UTC ms; -1 comes where nothing is as late.
-            by: the caller's own consumer; else one that all share.
 
         Raises:
             NoTopicError: there is no such topic.
         """
         asked = [TopicPartition(self.on_broker(name), p, at_ms) for p in partitions]
-        if by is not None:
-            return self._offsets(name, asked, by)
         with self._lock:
             if self._consumer is None:
                 self._consumer = self._link.consumer()
