@@ -35,7 +35,7 @@ from market_data_pipeline.windows.assigner import FOREVER, WindowSpec
 from market_data_pipeline.windows.collected import Collected
 from market_data_pipeline.windows.stream import WindowStream
 
-LIVE_S = float(os.environ.get("BENCHLIVE_S", "20"))
+LIVE_S = float(os.environ.get("BENCH_LIVE_S", "20"))
 _MEMORY_S = float(os.environ.get("BENCH_MEMORY_S", "60"))
 _EDGE_EVENTS = 1_000_000
 _BUSY, _QUIET = 40, 40

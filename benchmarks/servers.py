@@ -7,6 +7,7 @@ second; Kafka is one broker.
 from __future__ import annotations
 
 import atexit
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import lru_cache
@@ -22,6 +23,7 @@ PARTITIONS = 8
 LATER_NS = 3_600 * 10**9
 """How much later than the workload the messages are that end it, one in each partition."""
 _PIPELINE = 5_000
+_WARMING = 4
 Message = tuple[str, bytes]
 """Symbol, and a single version-1 event as JSON."""
 
@@ -148,7 +150,25 @@ def _kafka_server() -> Any:
     server = _open.enter_context(servers.running(jvm=()))
     if server is None:
         raise SystemExit(servers.MISSING)
+    for _ in range(_WARMING):
+        _warm(_Kafka(server))
     return server
+
+
+def _warm(broker: _Kafka) -> None:
+    """Write and read 64 MB in messages as large as those of the whole path."""
+    from confluent_kafka import Consumer
+
+    topic(broker)
+    messages = [(SYMBOLS[i % len(SYMBOLS)], os.urandom(64 << 10)) for i in range(1024)]
+    broker.fill(messages)
+    options = {"bootstrap.servers": broker.address, "group.id": "warm"}
+    consumer = Consumer(options | {"auto.offset.reset": "earliest"})
+    consumer.subscribe([broker.topic])
+    left = len(messages)
+    while left:
+        left -= len(consumer.consume(100, 1.0))
+    consumer.close()
 
 
 @contextmanager

@@ -89,8 +89,10 @@ class Lanes:
         if done:
             return done
         bars_topic = f"{bus.bars_topic}.{lane}"
-        await patient(lambda: self._parts.result_topics(bars_topic))
-        info = await patient(lambda: self._parts.bus.create_topic(topic, bus.partitions))
+        info, _ = await asyncio.gather(
+            patient(lambda: self._parts.bus.create_topic(topic, bus.partitions)),
+            patient(lambda: self._parts.result_topics(bars_topic)),
+        )
         batcher = self._parts.batcher(info, bars_topic, live=False, guard=guard)
         feeding = asyncio.create_task(self._feed(recording, info, stop))
         working = asyncio.create_task(self._parts.work(batcher, info, stop, _DRAIN_S))

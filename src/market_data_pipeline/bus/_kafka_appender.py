@@ -24,6 +24,7 @@ log = structlog.get_logger("kafka")
 
 _POLL_S, _DROP_POLLS = 0.2, 20
 _ROOM_S = 0.002
+_HEARD_S = 1.0
 _KEYS_MAX = 1 << 18
 _GIVEN_UP_MAX = 256
 
@@ -32,12 +33,13 @@ class Known:
     """What this client knows a topic to hold already.
 
     Attributes:
+        looked: whether it was looked at whether the topic holds anything.
         primed: whether the keys at the topic's end were looked up.
         sources: greatest source position by partition.
     """
 
     def __init__(self) -> None:
-        self.primed = False
+        self.looked = self.primed = False
         self.sources: dict[int, int] = {}
         self._keys: OrderedDict[str, None] = OrderedDict()
 
@@ -190,7 +192,7 @@ class Appender:
         """
         try:
             with self._sending:
-                append.send(self._started(), self._link.timeout_s)
+                append.send(self._started(append.topic), self._link.timeout_s)
         except BufferError as error:
             msg = f"{what}: too much is waiting to be confirmed"
             raise TransientError(msg) from error
@@ -214,14 +216,27 @@ class Appender:
             raise self._link.error(append.error, what)
         self._begun.pop(id(append.entries), None)
 
-    def _started(self) -> Producer:
-        if self._producer is None:
-            self._producer = self._link.producer()
-            self._polling = threading.Thread(
-                target=self._poll, args=[self._producer], name="kafka-append", daemon=True
-            )
-            self._polling.start()
-        return self._producer
+    def prepare(self, topic: str) -> None:
+        """Have a producer ready for a topic before there is anything to send; blocking."""
+        with self._sending:
+            if not self._ending.is_set():
+                self._started(topic)
+
+    def _started(self, topic: str) -> Producer:
+        if self._producer:
+            return self._producer
+        producer = self._link.producer()
+        # It asks for its id when it is made and whenever it has heard of the cluster, else half a
+        # second later; the first answer tells it of the broker that it then asks.
+        with suppress(KafkaException):
+            for _ in range(2):
+                producer.list_topics(topic, timeout=_HEARD_S)
+        self._polling = threading.Thread(
+            target=self._poll, args=[producer], name="kafka-append", daemon=True
+        )
+        self._polling.start()
+        self._producer = producer
+        return producer
 
     def _poll(self, producer: Producer) -> None:
         """Have confirmations told, until the end; or until the brokers and it have fallen out."""
@@ -237,12 +252,13 @@ class Appender:
 
     def close(self) -> None:
         """Wait a little for what is in line, then drop it: nobody was told that it is safe."""
-        producer, self._producer = self._producer, None
+        with self._sending:
+            self._ending.set()
+            producer, self._producer = self._producer, None
         if producer is None or self._polling is None:
             return
         if self._waiting():
             producer.flush(self._link.timeout_s)
-        self._ending.set()
         self._polling.join()
         _drop(producer)
 

@@ -16,7 +16,7 @@ from market_data_pipeline.bus._kafka_browser import Browser
 from market_data_pipeline.bus._kafka_link import Link
 from market_data_pipeline.bus._kafka_member import Member
 from market_data_pipeline.bus._kafka_reader import Reader
-from market_data_pipeline.bus._kafka_topics import Topics
+from market_data_pipeline.bus._kafka_topics import LATEST, Topics
 from market_data_pipeline.bus._kafka_trimmer import Trimmer
 from market_data_pipeline.bus._topics import (
     NoTopicError,
@@ -61,6 +61,7 @@ class KafkaBus:
         info = await self._in_thread(lambda: self._topics.create(name, partitions))
         self._remember(name, info)
         check_partitions(info, partitions)
+        self._threads.submit(self._appender.prepare, self._topics.on_broker(name))
         return info
 
     async def find_topic(self, name: str) -> TopicInfo | None:
@@ -139,9 +140,14 @@ class KafkaBus:
 
     async def _look_up(self, info: TopicInfo, entries: Sequence[Entry], known: Known) -> None:
         """Learn what the topic holds, as far as the entries have to be compared with it."""
-        name = info.name
+        name, every = info.name, range(info.partitions)
+        if not known.looked:
+            ends = await self._in_thread(lambda: self._topics.offsets(name, every, LATEST))
+            if not any(ends.values()):
+                known.primed, known.sources = True, dict.fromkeys(every, 0)
+            known.looked = True
         if not known.primed and any(e.key for e in entries):
-            for p in range(info.partitions):
+            for p in every:
                 for key in await self._in_thread(
                     lambda p=p: self._browser.keys(name, p, _KEYS_BACK)  # type: ignore[misc]
                 ):

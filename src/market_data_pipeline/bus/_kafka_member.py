@@ -20,7 +20,7 @@ from market_data_pipeline.bus._kafka_topics import group_offsets
 
 log = structlog.get_logger("kafka")
 
-_POLL_S = 0.1
+_POLL_S = 0.02
 _FIRST_S = 2.0
 _SILENT_S = 300.0
 """Of whom is not asked for so long, another member can have the partitions."""

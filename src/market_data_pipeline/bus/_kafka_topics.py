@@ -32,6 +32,9 @@ log = structlog.get_logger("kafka")
 _NS_PER_MS = 1_000_000
 _MS_PER_HOUR = 3_600_000
 _PAUSE_S = 0.01
+_INDEX_BYTES = str(256 << 10)
+"""A broker makes a partition's two indices at full size when they are first used, 10 MiB by
+default, while writers wait; of this size they still lead through a segment of 90 MB."""
 _TRIES = 5
 EARLIEST, LATEST = -2, -1
 """Times by which :meth:`Topics.offsets` finds the first record, and the end."""
@@ -101,6 +104,7 @@ class Topics:
             "message.timestamp.type": "LogAppendTime",
             "retention.ms": "-1",
             "retention.bytes": "-1",
+            "segment.index.bytes": _INDEX_BYTES,
             "max.message.bytes": str(settings.message_max_bytes),
             **settings.topic_config,
         }

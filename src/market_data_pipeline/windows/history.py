@@ -205,6 +205,8 @@ class LaneHistory:
 
     async def _live_topics(self) -> list[tuple[Generation, TopicInfo]]:
         """The live feed's topics, if there are any beside this lane."""
+        if self._live.timeline.of_topic(self._lane):
+            return []  # this lane is of the live feed itself
         if self._live_found is None:
             timeline = await self._live.look(self._partitions)
             generations = () if timeline.of_topic(self._lane) else timeline.generations

@@ -321,7 +321,7 @@ class MicroBatcher:
             begin = stream.history_from()
             history.refresh()
             stream.protected = await self._writer.retry(lambda: history.protected(provider))
-            if not self._settings.live:
+            if not self._settings.live and stream.closed > NEVER:
                 await self._resettle(history, partition, provider, begin)
         limit = await self._writer.retry(lambda: history.limit(provider, number, begin))
         target = min(stream.watermark, stream.known_until(), limit)

@@ -14,7 +14,7 @@ from market_data_core import registry
 from market_data_core.clock import SystemClock
 from market_data_core.config import BusSettings, KafkaBusSettings
 from market_data_core.errors import LogLostError, MdpError, TransientError, UsageError
-from market_data_core.records import Entry
+from market_data_core.records import Entry, Record
 from market_data_core.redaction import redact_value
 from market_data_pipeline.bus._kafka_appender import Append, Known
 from market_data_pipeline.bus._kafka_browser import _joined
@@ -158,23 +158,63 @@ def test_what_is_known_is_left_out() -> None:
 # ---- reading -------------------------------------------------------------------------------
 
 
+def offsets(part: _Part) -> list[int]:
+    return [record.offset for records, _ in part.runs for record in records]
+
+
+def run_of(first: int, last: int, size: int = 10) -> list[Record]:
+    return [Record(0, offset, bytes(size), 0, 1) for offset in range(first, last + 1)]
+
+
+def test_runs_of_others_are_taken_whole_or_not_at_all() -> None:
+    part = _Part(2, 0, 20)
+    assert not part.put_all(run_of(0, 3))  # what is before the position has to be looked at
+    for offset in (0, 1):
+        part.put(message(offset=offset))
+    assert part.put_all(run_of(2, 5))
+    assert not part.put_all(run_of(7, 9))  # 6 is missing
+    assert not part.put_all([*run_of(6, 7), *run_of(9, 9)])
+    assert part.put_all(run_of(6, 9))
+    part.doubted = True
+    assert not part.put_all(run_of(10, 11))
+    assert (offsets(part), part.size, part.fetched) == (list(range(2, 10)), 80, 10)
+
+
+def test_a_share_is_not_exceeded_but_by_a_single_record() -> None:
+    part = _Part(0, 0, 20)
+    for records in (run_of(0, 3), run_of(4, 5), run_of(6, 6, 50)):
+        assert part.put_all(records)
+    assert [r.offset for r in part.give(25)] == [0, 1]
+    assert [r.offset for r in part.give(45)] == [2, 3, 4, 5]
+    assert [r.offset for r in part.give(1)] == [6]
+    assert (part.size, part.start, list(part.runs)) == (0, 7, [])
+
+
+def test_going_on_further_behind_leaves_out_what_is_before() -> None:
+    part = _Part(0, 0, 20)
+    for records in (run_of(0, 3), run_of(4, 7)):
+        assert part.put_all(records)
+    part.skip_to(5)
+    assert (offsets(part), part.size, part.start) == ([5, 6, 7], 30, 5)
+
+
 def test_a_hole_is_believed_when_it_is_seen_twice() -> None:
     """So that nothing is passed over because of messages that came out of turn."""
     part = _Part(0, 0, 9)
     for offset in (0, 1, 4, 5):
         part.put(message(offset=offset))
     assert part.doubted
-    assert [r.offset for r in part.records] == [0, 1]
+    assert offsets(part) == [0, 1]
     part.doubted = False  # it was fetched again, from 2 on
     for offset in (4, 5):
         part.put(message(offset=offset))
     assert not part.doubted
-    assert [r.offset for r in part.records] == [0, 1, 4, 5]
+    assert offsets(part) == [0, 1, 4, 5]
     part.put(message(offset=7))
     part.doubted = False
     for offset in (6, 7):
         part.put(message(offset=offset))
-    assert [r.offset for r in part.records] == [0, 1, 4, 5, 6, 7]
+    assert offsets(part) == [0, 1, 4, 5, 6, 7]
 
 
 def test_ranges_that_are_near_are_fetched_at_once() -> None:
