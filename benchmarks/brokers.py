@@ -22,6 +22,7 @@ from market_data_pipeline.bus import codec
 from market_data_pipeline.flow import Flow
 
 _LOOK_S = 0.002
+_STARTING_NS = 3 * 10**9
 _POLL_BYTES = 4 << 20
 
 
@@ -67,8 +68,12 @@ async def _foreign(prepared: Messages, broker: Broker, settings: Settings) -> Re
 
 
 async def _readable(settings: Settings, seconds: float) -> list[float]:
-    """Delays in ns from a tick's time to its coming out of another client's poll."""
+    """Delays in ns from a tick's time to its coming out of another client's poll.
+
+    Ticks of the first seconds, in which topics are made and connections opened, are left out.
+    """
     delays: list[float] = []
+    began = time.time_ns()
     reader = open_bus(settings)
 
     async def read() -> None:
@@ -82,7 +87,7 @@ async def _readable(settings: Settings, seconds: float) -> list[float]:
                 positions[partition] = records[-1].offset + 1
                 for record in records:
                     item = codec.decode(record.payload)
-                    if isinstance(item, EventBatch):
+                    if isinstance(item, EventBatch) and item.src_ts[0] > began + _STARTING_NS:
                         delays.extend((now - item.src_ts).tolist())
 
     reading = asyncio.create_task(read())

@@ -23,7 +23,8 @@ PARTITIONS = 8
 LATER_NS = 3_600 * 10**9
 """How much later than the workload the messages are that end it, one in each partition."""
 _PIPELINE = 5_000
-_WARMING = 4
+_WARMING = ((64 << 10, 400), (500, 3_000))
+"""Bytes and number of messages: as those of the whole path, and as those of a live feed."""
 Message = tuple[str, bytes]
 """Symbol, and a single version-1 event as JSON."""
 
@@ -150,24 +151,24 @@ def _kafka_server() -> Any:
     server = _open.enter_context(servers.running(jvm=()))
     if server is None:
         raise SystemExit(servers.MISSING)
-    for _ in range(_WARMING):
-        _warm(_Kafka(server))
+    for size, count in _WARMING:
+        _warm(_Kafka(server), size, count)
     return server
 
 
-def _warm(broker: _Kafka) -> None:
-    """Write and read 64 MB in messages as large as those of the whole path."""
-    from confluent_kafka import Consumer
+def _warm(broker: _Kafka, size: int, count: int) -> None:
+    """Write `count` messages of `size` bytes into each partition, one at a time, and read them."""
+    from confluent_kafka import Consumer, Producer
 
     topic(broker)
-    messages = [(SYMBOLS[i % len(SYMBOLS)], os.urandom(64 << 10)) for i in range(1024)]
-    broker.fill(messages)
-    options = {"bootstrap.servers": broker.address, "group.id": "warm"}
-    consumer = Consumer(options | {"auto.offset.reset": "earliest"})
+    producer = Producer({"bootstrap.servers": broker.address, "acks": "all", "linger.ms": 0})
+    consumer = Consumer({"bootstrap.servers": broker.address, "group.id": "warm"})
     consumer.subscribe([broker.topic])
-    left = len(messages)
-    while left:
-        left -= len(consumer.consume(100, 1.0))
+    for _ in range(count):
+        for partition in range(PARTITIONS):
+            producer.produce(broker.topic, os.urandom(size), None, partition)
+        producer.flush()
+        consumer.consume(PARTITIONS, 0.001)
     consumer.close()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 
@@ -30,7 +31,7 @@ class Pump:
     ) -> None:
         self._producer = producer
         self._linger_s, self._written = linger_s, written
-        self._some = asyncio.Event()
+        self._some, self._some_at = asyncio.Event(), 0.0
         self._flushing = asyncio.Lock()
 
     async def run(self, feed: AsyncGenerator[Item]) -> None:
@@ -64,12 +65,14 @@ class Pump:
                 if self._producer.full:
                     await self._write(self._producer.flush)
                 elif not self._some.is_set():
+                    self._some_at = time.monotonic()
                     self._some.set()
 
     async def _linger(self) -> None:
         while True:
             await self._some.wait()
-            await asyncio.sleep(self._linger_s)
+            # the first of them may have waited already, for those before it to be written
+            await asyncio.sleep(self._some_at + self._linger_s - time.monotonic())
             self._some.clear()
             await self._write(self._producer.flush)
 

@@ -9,13 +9,15 @@ import sqlite3
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
+import redis
 from tests.faults import checks
 from tests.faults.lab import BARS, EVENTS, WINDOWS, Lab, Worker, cases, wait_until
 from tests.faults.recordings import SYMBOLS, trades, write_recording
-from tests.faults.stores import SqliteFile
 
+from market_data_core.contracts.bus import Bus
 from market_data_core.events import parse_ts
 from market_data_core.intervals import parse_interval
 from market_data_core.testing.oracle import OracleBar, OracleEvent, batch_bars
@@ -27,8 +29,10 @@ _FEED = ("stream", "produce", "--provider", "synthetic")
 _LIVE = {"symbols": list(SYMBOLS), "tick_rate": 5, "speed": "max", "seed": 3}
 _FIRST, _LATER = "2025-01-02T00:00:00Z", "2025-01-02T00:10:00Z"
 _LOST = "the log has lost events"
-Damage = Callable[[Lab, str, Path], None]
-"""Does something to a topic's file; the path is of a copy made when it held less."""
+Older = Path | dict[bytes, bytes]
+"""A copy of a topic: of its file, or of its keys on a Redis server."""
+Damage = Callable[[Lab, str, Older], None]
+"""Does something to a topic, of which there is a copy made when it held less."""
 
 
 def _catch_up(lab: Lab) -> str:
@@ -43,28 +47,58 @@ def _catch_up(lab: Lab) -> str:
 
 def _all_read(lab: Lab) -> bool:
     """Whether every partition was adopted on the log that is there, and read to its end."""
+    log_id, ends = lab.topics.ask(_ends)
     places = checks.checkpoints(lab, EVENTS)
-    heads = SqliteFile(lab.topic_file(EVENTS)).query("SELECT partition, next FROM heads")
-    named = SqliteFile(lab.topic_file(EVENTS)).query("SELECT value FROM meta WHERE name = 'log_id'")
-    return bool(heads) and all(
-        int(str(p)) in places
-        and (places[int(str(p))].log_id,) == named[0]
-        and places[int(str(p))].counted == int(str(end))
-        for p, end in heads
+    return bool(ends) and all(
+        p in places and (places[p].log_id, places[p].counted) == (log_id, end)
+        for p, end in ends.items()
     )
 
 
-def _remove(lab: Lab, topic: str, older: Path) -> None:
+async def _ends(bus: Bus) -> tuple[str, dict[int, int]]:
+    info = await bus.find_topic(EVENTS)
+    if info is None:
+        return "", {}
+    return info.log_id, {p: (await bus.bounds(EVENTS, p)).next for p in range(info.partitions)}
+
+
+def _older(lab: Lab, topic: str) -> Older:
+    """A copy of the topic as it is now, where there can be one."""
+    if lab.log is None:
+        path = lab.path / "older.db"
+        shutil.copy(lab.topic_file(topic), path)
+        return path
+    if lab.log.settings["type"] != "redis":
+        return {}
+    with closing(_redis(lab)) as client:
+        return {key: client.dump(key) for key in _keys(client, lab, topic)}
+
+
+def _redis(lab: Lab) -> Any:
+    return redis.Redis.from_url(lab.topics.settings["redis"]["uri"])
+
+
+def _keys(client: Any, lab: Lab, topic: str) -> list[bytes]:
+    name = f"{lab.topics.settings['redis']['key_prefix']}{topic}"
+    return [
+        key for key in client.scan_iter(f"{name}*") if f"{key.decode()}:".startswith(f"{name}:")
+    ]
+
+
+def _remove(lab: Lab, topic: str, older: Older) -> None:
+    if lab.log:
+        lab.log.ask(lambda bus: bus.drop_topic(topic))
+        return
     for suffix in ("", "-wal", "-shm"):
         Path(f"{lab.topic_file(topic)}{suffix}").unlink(missing_ok=True)
 
 
-def _empty(lab: Lab, topic: str, older: Path) -> None:
+def _empty(lab: Lab, topic: str, older: Older) -> None:
     _remove(lab, topic, older)
     lab.topic_file(topic).touch()
 
 
-def _swap(lab: Lab, topic: str, older: Path) -> None:
+def _swap(lab: Lab, topic: str, older: Older) -> None:
     """Another log of the same name, with other trades in it."""
     other = Lab(lab.path / "other", synthetic=lab.synthetic)
     other.run(*_FEED, "--for", "5s", config=other.config(start=_FIRST, seed=99))
@@ -81,20 +115,36 @@ async def _make(folder: Path, topic: str) -> None:
     await bus.close()
 
 
-def _set_back(lab: Lab, topic: str, older: Path) -> None:
+def _set_back(lab: Lab, topic: str, older: Older) -> None:
     """The same log as it was a while ago."""
-    _remove(lab, topic, older)
-    shutil.copy(older, lab.topic_file(topic))
+    if isinstance(older, Path):
+        _remove(lab, topic, older)
+        shutil.copy(older, lab.topic_file(topic))
+        return
+    with closing(_redis(lab)) as client:
+        client.delete(*_keys(client, lab, topic))
+        for key, value in older.items():
+            client.restore(key, 0, value)
 
 
-@pytest.mark.parametrize("damage", cases([_remove, _set_back, _swap, _empty], 2))
+_LOSSES: list[tuple[str, Damage]] = [
+    ("embedded-sqlite", _remove),
+    ("embedded-sqlite", _set_back),
+    ("redis-sqlite", _set_back),
+    ("kafka-sqlite", _remove),
+    ("redis-sqlite", _remove),
+    ("embedded-sqlite", _swap),
+    ("embedded-sqlite", _empty),
+]
+
+
+@pytest.mark.parametrize(("deployment", "damage"), cases(_LOSSES, 4), indirect=["deployment"])
 def test_a_live_log_that_was_lost(lab: Lab, damage: Damage) -> None:
     """Stored bars stay, what was read and not stored is counted, the hole is in the ledger."""
     lab.synthetic = _LIVE
     lab.run(*_FEED, "--for", "10s", config=lab.config(start=_FIRST))
     _catch_up(lab)
-    older = lab.path / "older.db"
-    shutil.copy(lab.topic_file(EVENTS), older)
+    older = _older(lab, EVENTS)
     lab.run(*_FEED, "--for", "20s", config=lab.config(start="2025-01-02T00:00:10Z", seed=4))
     _catch_up(lab)
     stored, counts = checks.stored_bars(lab), checks.total_counts(lab, EVENTS)
@@ -164,14 +214,13 @@ def test_a_lane_whose_log_was_lost(lab: Lab, damage: Damage, when: str) -> None:
     source = trades(5, 3_000, 60)
     write_recording(lab.path / "rec.ndjson", 5, source)
     command = ("run", str(lab.path / "rec.ndjson"))
-    older = lab.path / "older.db"
     worker = lab.start(*command)
     wait_until(lambda: _count(lab, "bars_ohlcv") > 20, "it is at work")
     assert worker.kill()
     (topic,) = checks.lane_topics(lab)
     with closing(sqlite3.connect(lab.topic_file(topic))) as db:
         db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-    shutil.copy(lab.topic_file(topic), older)
+    older = _older(lab, topic)
     if when == "at the end":
         lab.run(*command)
     else:

@@ -19,8 +19,7 @@ Direction = Literal["up", "down"]
 """``up`` is from the client to the server."""
 _CHUNK = 1 << 16
 _WAIT_S = 10.0
-_TURNS = 10
-"""Of the loop, after which everything that was under way has been heard of."""
+_BACKLOG = 128
 _RESET = struct.pack("ii", 1, 0)
 """SO_LINGER that makes close() send RST."""
 
@@ -77,7 +76,7 @@ class Proxy:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="proxy", daemon=True)
         self._thread.start()
-        self._listener: asyncio.Server | None = None
+        self._listener: socket.socket | None = None
         self.port = 0
         self._call(self._listen())
 
@@ -129,9 +128,8 @@ class Proxy:
 
     async def _enter(self, state: _State) -> None:
         self._state = state
-        if state.refuses and self._listener:
-            self._listener.close()  # a port that nobody listens on refuses
-            self._listener = None
+        if state.refuses:
+            self._refuse()
         for connection in list(self._connections):
             # bytes are missing from those that lost some: no heal may join what is around them
             if state.refuses or connection.lost - state.stopped:
@@ -142,11 +140,9 @@ class Proxy:
             await self._listen()
 
     async def _ended(self) -> None:
-        for _ in range(_TURNS):  # what was accepted just before begins, and ends
-            for task in self._tasks:
-                if not task.cancelling():
-                    task.cancel()
-            await asyncio.sleep(0)
+        await asyncio.sleep(0)  # let what was accepted just now begin
+        for task in self._tasks:
+            task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         for transport in list(self._transports):  # those that still wait to be rid of something
             transport.abort()
@@ -154,27 +150,42 @@ class Proxy:
 
     async def _listen(self) -> None:
         if self._listener is None:
-            self._listener = await asyncio.start_server(
-                self._accept, "127.0.0.1", self.port, reuse_address=True
-            )
-            self.port = self._listener.sockets[0].getsockname()[1]
+            self._listener = socket.create_server(("127.0.0.1", self.port), backlog=_BACKLOG)
+            self._listener.setblocking(False)
+            self.port = self._listener.getsockname()[1]
+            self._loop.add_reader(self._listener, self._take_one, self._listener)
 
-    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        connection = _Connection((reader, writer))
-        self._transports.add(writer.transport)
-        self._connections.add(connection)
-        task = asyncio.current_task()
-        assert task
-        self._tasks.add(task)
+    def _refuse(self) -> None:
+        """Nobody listens on the port any more."""
+        listener, self._listener = self._listener, None
+        if listener:
+            self._loop.remove_reader(listener)
+            listener.close()
+
+    def _take_one(self, listener: socket.socket) -> None:
+        # asyncio's own servers leave behind what they accept while they are closed
+        with suppress(OSError):  # it may have gone again
+            link, _ = listener.accept()
+            link.setblocking(False)
+            task = asyncio.create_task(self._accept(link))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _accept(self, link: socket.socket) -> None:
+        connection = None
         try:
-            if not self._state.refuses:
-                await self._carry(connection)
-        except (OSError, asyncio.CancelledError):
-            pass
+            connection = _Connection(await asyncio.open_connection(sock=link))
+            self._connections.add(connection)
+            self._transports.add(connection.client[1].transport)
+            await self._carry(connection)
+        except OSError:
+            return
         finally:
-            (connection.reset if self._state.refuses else connection.close)()
-            self._connections.discard(connection)
-            self._tasks.discard(task)
+            if connection is None:
+                link.close()
+            else:
+                (connection.reset if self._state.refuses else connection.close)()
+                self._connections.discard(connection)
 
     async def _carry(self, connection: _Connection) -> None:
         server = connection.server = await asyncio.open_connection(*self._to)

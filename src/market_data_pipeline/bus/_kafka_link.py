@@ -29,7 +29,7 @@ _PRODUCER = {
     "enable.idempotence": "true",
     "acks": "all",
     "message.timeout.ms": "0",  # what was not confirmed in time stays in line, in its order
-    "linger.ms": "1",
+    "linger.ms": "0",  # entries come together
     "queue.buffering.max.messages": "200000",
     "queue.buffering.max.kbytes": "262144",
 }

@@ -22,6 +22,8 @@ _BATCH = 1000
 _SLICE_S = 0.1
 _AHEAD_MIN = 1 << 20
 _NOT_ENDED = -1, 0.0
+_TOGETHER_S = 0.002
+"""Partitions that are written together come one by one within this."""
 _HELD_MAX = 16 << 20
 """Bytes of a partition that are held before it is paused: a pause throws away what the client has
 fetched of it, so it is for the neighbours of a partition that never gives anything."""
@@ -295,6 +297,8 @@ class Reader:
         if not batch and timeout_s:
             message = self._consumer.poll(timeout_s)
             batch = [message] if message is not None else []  # an empty one is false
+            if batch:
+                time.sleep(_TOGETHER_S)
         taken = 0
         while batch:
             others = batch if any(map(_HEADERS, batch)) else self._take_foreign(batch)
