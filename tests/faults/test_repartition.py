@@ -201,7 +201,7 @@ def test_partitions_change_while_feeds_run_and_processes_die(lab: Lab) -> None:
     wait_until(lambda: lab.number("SELECT count(*) FROM bars_ohlcv") > 20, "bars")
     feeds[1].send(signal.SIGSTOP)  # it learns of the change when it is long over
     grid = max(map(parse_interval, WINDOWS))
-    begins = (SystemClock().now_ns() + 25 * NS_PER_S) // grid * grid  # commands take their time
+    begins = (SystemClock().now_ns() + 45 * NS_PER_S) // grid * grid  # commands take their time
     second = repartition(lab, 7, "--at", format_ts(begins))
     assert second.from_ts == begins
     assert "nothing to do" in lab.run("stream", "repartition", "--partitions", "7")
