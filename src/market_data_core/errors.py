@@ -9,6 +9,7 @@
     ├── FencedError               another process owns this now: stop, never retry
     ├── DamagedFileError          a file is not what it should be; nothing was written to it
     ├── LogLostError              the log no longer holds what a checkpoint was built on
+    │   └── LogHoleError          ... but goes on behind what is missing
     ├── OutOfOrder            a recording has to be sorted before it is read
     └── RejectedError             one piece of input can never be used: goes to the dead letters
 """
@@ -54,6 +55,20 @@ class DamagedFileError(MdpError):
 
 class LogLostError(MdpError):
     """The log was replaced, cut short, or trimmed past what still had to be read."""
+
+
+class LogHoleError(LogLostError):
+    """Records in the middle of a partition were removed before they were read; it goes on behind.
+
+    Attributes:
+        partition: number of the partition.
+        position: of the first record behind the hole.
+        events: how many are missing.
+    """
+
+    def __init__(self, message: str, partition: int, position: int, events: int) -> None:
+        super().__init__(message)
+        self.partition, self.position, self.events = partition, position, events
 
 
 class OutOfOrder(MdpError):

@@ -108,8 +108,9 @@ class Bus(Protocol):
         partition cannot starve the others; at least one record of a non-empty partition comes.
 
         Raises:
-            LogLostError: a position lies before what is kept, or behind the end; or records
-                between a position and the next record have been lost.
+            LogLostError: a position lies before what is kept, or behind the end.
+            LogHoleError: records between a position and the next one have been lost; the same
+                poll again goes on behind them.
         """
         ...
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from market_data_core.errors import LogLostError, UsageError
+from market_data_core.errors import LogHoleError, UsageError
 from market_data_core.events import Rejected
 from market_data_core.records import Entry, Record
 from market_data_pipeline.bus import codec
@@ -205,7 +205,7 @@ class Cursor:
             Events that were read and that the log has lost since.
 
         Raises:
-            LogLostError: records between the last one and this were lost before they were read.
+            LogHoleError: records between the last one and this were lost before they were read.
         """
         known = self.received
         lost = 0 if received is None or known is None else received - known
@@ -214,7 +214,7 @@ class Cursor:
                 f"topic {topic!r}, partition {record.partition}: {lost} events before position "
                 f"{record.offset} were removed before they were read"
             )
-            raise LogLostError(msg)
+            raise LogHoleError(msg, record.partition, record.offset, lost)
         before = received if received is not None else known
         self.received = None if before is None else before + record.count
         self.position = record.offset + 1

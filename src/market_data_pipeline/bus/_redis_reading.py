@@ -9,7 +9,7 @@ from typing import Any
 
 import structlog
 
-from market_data_core.errors import LogLostError, TransientError
+from market_data_core.errors import LogHoleError, LogLostError, TransientError
 from market_data_core.records import Bounds, Record
 from market_data_pipeline.bus import _redis_scripts as scripts
 from market_data_pipeline.bus._redis_directory import Directory
@@ -93,7 +93,7 @@ class Reader:
                         f"not in the log, which holds {bounds.first} to {bounds.next}"
                     )
                     raise LogLostError(msg)
-                # a reader that begins anew because of a hole has been told of it
+                # whoever reads on behind a hole has been told of it
                 cursor = Cursor(number, position, holes=topic.holes.get(number, frozenset()))
             found[number] = cursor.copy()
         return found
@@ -141,7 +141,7 @@ class Reader:
                 record, received = record_of(number, place, fields)
                 try:
                     forgotten = cursor.follow(topic.info.name, record, received)
-                except LogLostError:
+                except LogHoleError:
                     if records:
                         break  # first hand over what is whole
                     topic.told(cursor, record.offset)

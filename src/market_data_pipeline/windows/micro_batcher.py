@@ -15,7 +15,7 @@ import structlog
 from market_data_core.clock import Clock
 from market_data_core.contracts.bus import Bus, Codec
 from market_data_core.contracts.store import Claim, Commits, Positions, WriteCounts
-from market_data_core.errors import FencedError, LogLostError, TransientError
+from market_data_core.errors import FencedError, LogHoleError, LogLostError, TransientError
 from market_data_core.records import Entry, Place, TopicInfo
 from market_data_pipeline.generations import Generations
 from market_data_pipeline.observe import Observer
@@ -90,15 +90,9 @@ class MicroBatcher:
         self._committing: asyncio.Task[None] | None = None
         self._retention = Retention(bus, store, self._topics, settings, clock, lambda: self._owned)
         self._ownership = Ownership(
-            bus,
-            store,
-            info,
-            settings.group,
-            settings.member,
-            settings.lease_ns,
-            clock,
+            bus, store, info, settings.group, settings.member, settings.lease_ns, clock,
             self._writer.retry,
-        )
+        )  # fmt: skip
         self._commit_at = self._tell_at = 0.0
         self._told: dict[int, Place] = {}
         self._before: dict[int, int] = {}
@@ -156,6 +150,9 @@ class MicroBatcher:
             try:
                 await self._rebalance()
                 busy = await self._read()
+            except LogHoleError as hole:
+                self._miss(hole)
+                continue
             except LogLostError as error:
                 await self._begin_anew(error)
                 continue
@@ -166,6 +163,12 @@ class MicroBatcher:
         await self._settle_commit()
         await self._writer.tidy()
         await self._tell(now=True)
+
+    def _miss(self, hole: LogHoleError) -> None:
+        log.error("the log has lost records", topic=self._info.name, error=str(hole))
+        self._observer.error("log_lost")
+        if partition := self._owned.get(hole.partition):  # it may have been lost meanwhile
+            partition.miss(hole.position, hole.events)
 
     async def _begin_anew(self, error: LogLostError) -> None:
         """Forget what was read of a log that is not whole any more, and go on as a new owner.
@@ -235,13 +238,9 @@ class MicroBatcher:
         )
         await self._writer.publish(left)
         partition = Partition(
-            claim,
-            found.checkpoint,
-            self._spec,
-            self._topics,
-            self._codec,
+            claim, found.checkpoint, self._spec, self._topics, self._codec,
             self._settings.max_future_ns,
-        )
+        )  # fmt: skip
         partition.gaps = found.gaps
         partition.dirty = bool(found.gaps)
         self._owned[number] = partition
@@ -264,11 +263,8 @@ class MicroBatcher:
             await asyncio.sleep(_TICK_S)
             return False
         began = self._clock.now_ns()
-        found = await self._writer.retry(
-            lambda: self._bus.poll(
-                self._info.name, positions, self._settings.poll_bytes, self._wait_s()
-            )
-        )
+        name, most, wait_s = self._info.name, self._settings.poll_bytes, self._wait_s()
+        found = await self._writer.retry(lambda: self._bus.poll(name, positions, most, wait_s))
         if self._generations and found:
             newest = max(records[-1].append_ts for records in found.values())
             catch_up = self._generations.catch_up
@@ -358,7 +354,10 @@ class MicroBatcher:
             for mark in partition.idle_marks(silence)
         ]
         if entries:
-            await self._writer.retry(lambda: self._bus.append(self._info.name, entries))
+            try:
+                await self._writer.retry(lambda: self._bus.append(self._info.name, entries))
+            except LogLostError as error:
+                await self._begin_anew(error)
 
     # ---- writing ---------------------------------------------------------------------------
 

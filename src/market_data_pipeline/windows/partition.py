@@ -38,7 +38,7 @@ from market_data_pipeline.windows.group import (
     within,
 )
 from market_data_pipeline.windows.official import OfficialBars
-from market_data_pipeline.windows.recovery import tell_difference
+from market_data_pipeline.windows.recovery import fenced, gaps_of, tell_difference
 from market_data_pipeline.windows.silence import idle_mark
 from market_data_pipeline.windows.stream import WindowStream
 
@@ -77,7 +77,7 @@ class Partition:
         self._checkpoint = checkpoint
         self._counted = self.first_new = checkpoint.counted
         self.place = Place(checkpoint.resume, checkpoint.counted)
-        self._read_until = NEVER
+        self._read_until, self._missing = NEVER, 0
         self._checksum = checkpoint.checksum
         self._counts = msgspec.structs.replace(checkpoint.counts)
         self._forwarded = checkpoint.forwarded
@@ -88,7 +88,7 @@ class Partition:
         self._forwards: list[Message] = []
         self._decoder = Decoder(codec, max_future_ns)
         self._symbols_checked: dict[tuple[str, ...], Index | None] = {}
-        self.dirty = False
+        self.dirty = self._torn = False
         for state in checkpoint.streams:
             if state.kind == "bar":
                 key = (state.provider, state.interval)
@@ -117,6 +117,8 @@ class Partition:
         """
         border = bisect_left(records, self.first_new, key=attrgetter("offset"))
         for part in (records[:border], records[border:]):
+            if part and self._is_new(part[0]):
+                self._tell_missing()
             for read, item in self._decoder.items(part):
                 self._take(item, read[-1])
                 self.position = read[-1].offset + 1
@@ -126,6 +128,33 @@ class Partition:
         if border < len(records):
             self._checksum = records[-1].checksum
         self._read_until = records[-1].append_ts if records else began_ns
+
+    def miss(self, position: int, events: int) -> None:
+        """Note that the log has lost events before the record at `position`.
+
+        They are told of together with a record that comes behind it, so that nobody does it again.
+        """
+        if position < self.first_new:  # they were counted once, as open or as something final
+            self._torn = True
+        else:
+            self._missing += events
+
+    def _tell_missing(self) -> None:
+        """Count what the log has lost of what was open, or before it was read."""
+        lost, self._log_received = self._missing, self._log_received + self._missing
+        if self._torn:
+            lost += self._checkpoint.counts.open - self._open
+        self._missing, self._torn = 0, False
+        self._counts.lost += lost
+        where = f"{self.topics.events}, partition {self.claim.key.partition}"
+        base_ns = self.spec.base_ns
+        for state, stream in [(s.state(name), s) for name, s in self.ticks.items() if lost]:
+            self.gaps += gaps_of([state], base_ns, "log_hole", where)
+            stream.taint = fenced(state, base_ns).taint
+
+    @property
+    def _open(self) -> int:
+        return sum(stream.open_events for stream in self.ticks.values())
 
     def _take(self, item: Singles | EventBatch | Mark | Rejected, record: Record) -> None:
         """Take what stands in records up to `record`."""
@@ -309,7 +338,7 @@ class Partition:
         """What has come together since the last group; the caller commits it or gives up."""
         before = self._checkpoint.received_before
         self._counts.received = before + self._log_received - self._forwarded
-        self._counts.open = sum(s.open_events for s in self.ticks.values())
+        self._counts.open = self._open
         bars, forwards, gaps = self._bars, self._forwards, self.gaps
         self._bars, self._forwards, self.gaps = [], [], []
         positions = (s.resume_position() for s in self.ticks.values())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import msgspec
@@ -61,11 +61,7 @@ async def recover(
     counts.received += unread
     counts.lost += lost
     counts.open = 0
-    gaps = [
-        Gap(s.provider, "*", *_span(s, base_ns), cause, f"{info.name}, partition {partition}")
-        for s in checkpoint.streams
-        if s.kind == "tick" and s.greatest > NEVER
-    ]
+    gaps = gaps_of(checkpoint.streams, base_ns, cause, f"{info.name}, partition {partition}")
     renewed = Checkpoint(
         log_id=info.log_id,
         resume=counted,
@@ -76,7 +72,7 @@ async def recover(
         ended=checkpoint.ended and same,
         bars=checkpoint.bars,
         counts=counts,
-        streams=[_fenced(s, base_ns) for s in checkpoint.streams],
+        streams=[fenced(s, base_ns) for s in checkpoint.streams],
     )
     return Recovered(renewed, gaps, cause, lost)
 
@@ -133,6 +129,15 @@ def _restart(cause: str, checkpoint: Checkpoint, bounds: Bounds) -> int:
     return max(bounds.first, checkpoint.counted)
 
 
+def gaps_of(states: Iterable[StreamState], base_ns: int, cause: str, where: str) -> list[Gap]:
+    """For the ledger: what the log has lost of the streams of one partition."""
+    return [
+        Gap(s.provider, "*", *_span(s, base_ns), cause, where)
+        for s in states
+        if s.kind == "tick" and s.greatest > NEVER
+    ]
+
+
 def _span(state: StreamState, base_ns: int) -> tuple[int, int]:
     """From the first window that was not stored to the end of the last one begun."""
     last = floor_to(state.greatest, base_ns)
@@ -140,7 +145,8 @@ def _span(state: StreamState, base_ns: int) -> tuple[int, int]:
     return min(start, last), last + base_ns
 
 
-def _fenced(state: StreamState, base_ns: int) -> StreamState:
+def fenced(state: StreamState, base_ns: int) -> StreamState:
+    """The stream with its stored windows fenced off, and those marked that may lack something."""
     if state.kind != "tick" or state.greatest <= NEVER:
         return state
     taint = max(state.taint, floor_to(state.greatest, base_ns) + base_ns)

@@ -6,11 +6,12 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
 import numpy as np
+import structlog
 
 from market_data_core.bars import BarBatch
 from market_data_core.contracts.bus import Bus
 from market_data_core.contracts.store import Claim, CommitResult, Commits, OutboxItem, Positions
-from market_data_core.errors import FencedError
+from market_data_core.errors import FencedError, LogLostError
 from market_data_core.partitioning import partition_of
 from market_data_core.records import Entry
 from market_data_pipeline.observe import Observer
@@ -18,6 +19,7 @@ from market_data_pipeline.patience import patient
 from market_data_pipeline.windows.group import PartitionGroup
 
 T = TypeVar("T")
+log = structlog.get_logger("micro_batcher")
 
 
 class GroupWriter:
@@ -87,8 +89,18 @@ class GroupWriter:
         for topic, group in by_topic.items():
             count = await self._count(topic)
             entries = [e for item in group for e in entries_of(item, self._partitions, count)]
-            await self.retry(lambda t=topic, e=entries: self._bus.append(t, e))  # type: ignore[misc]
+            await self.retry(lambda t=topic, e=entries: self._append(t, e))  # type: ignore[misc]
             self._published += [item.id for item in group]
+
+    async def _append(self, topic: str, entries: Sequence[Entry]) -> None:
+        """Append to the topic; if it was removed or replaced, to the one that is there now."""
+        try:
+            await self._bus.append(topic, entries)
+        except LogLostError as error:
+            log.warning("a topic was replaced, and is written on", topic=topic, error=str(error))
+            if await self._bus.find_topic(topic) is None:
+                await self._bus.create_topic(topic, self._counts.get(topic, self._partitions))
+            await self._bus.append(topic, entries)
 
     async def _count(self, topic: str) -> int:
         """Number of partitions of a topic that is published to."""
