@@ -13,7 +13,7 @@ from collections.abc import Mapping
 import structlog
 from confluent_kafka import OFFSET_END, Consumer, KafkaError, KafkaException, TopicPartition
 
-from market_data_core.errors import MdpError, TransientError
+from market_data_core.errors import MdpError, TransientError, UsageError
 from market_data_core.records import Place
 from market_data_pipeline.bus._kafka_link import Link
 from market_data_pipeline.bus._kafka_topics import group_offsets
@@ -108,12 +108,21 @@ class Member:
             error = None if message is None else message.error()
             if error is None or error.code() == KafkaError._PARTITION_EOF:
                 continue
-            translated = self._link.error(error, self._what)
-            if error.fatal():
-                self._error = translated
+            if error.fatal() or error.code() == KafkaError._FATAL:
+                self._error = self._expulsion(error)
                 return
+            translated = self._link.error(error, self._what)
             if not isinstance(translated, TransientError):
                 self._error = translated
+
+    def _expulsion(self, error: KafkaError) -> MdpError:
+        instance = self._link.settings.group_instance_id
+        if not (instance and "fenced" in error.str()):
+            return self._link.error(error, self._what)
+        return UsageError(
+            f"another process has become {instance!r} in {self._what}: "
+            "bus.kafka.group_instance_id has to differ between processes"
+        )
 
     def _commit(self, consumer: Consumer) -> None:
         with self._lock:

@@ -14,6 +14,7 @@ from confluent_kafka import ConsumerGroupTopicPartitions
 from confluent_kafka.admin import AdminClient
 
 from market_data_core.config import BusSettings, KafkaBusSettings
+from market_data_core.errors import UsageError
 from market_data_core.records import Entry, Place
 from market_data_pipeline.bus._kafka_bus import KafkaBus
 
@@ -157,6 +158,24 @@ async def test_a_member_with_a_name_that_stays_comes_back(open_bus: Open) -> Non
             moved.append(await stays.assignment(TOPIC, group_of(stays), "a"))
             await asyncio.sleep(0.02)
     assert {*moved, await stays.assignment(TOPIC, group_of(stays), "a")} == {before[0]}
+
+
+async def test_two_processes_of_one_name_that_stays(open_bus: Open) -> None:
+    """The first is told that the other has taken its place."""
+    first, second = open_bus(group_instance_id="one"), open_bus(group_instance_id="one")
+    await first.create_topic(TOPIC, 4)
+    await shared((first, "a"))
+    await second.assignment(TOPIC, group_of(second), "b")
+    with pytest.raises(UsageError, match=r"'one' in group .* has to differ"):
+        await refused(first)
+
+
+async def refused(bus: KafkaBus) -> None:
+    """Ask for a share until that fails."""
+    async with asyncio.timeout(10):
+        while True:
+            await bus.assignment(TOPIC, group_of(bus), "a")
+            await asyncio.sleep(0.02)
 
 
 async def test_what_is_acknowledged_is_seen_by_kafkas_tools(open_bus: Open, kafka: Server) -> None:
