@@ -25,6 +25,7 @@ GROUPS = {
     "live": "The live edge",
     "redis": "Whole path through Redis Streams",
     "kafka": "Whole path through Kafka",
+    "scale": "Workers that share the partitions of one topic",
     "store": "Rows into the store, in batches of 5,000",
     "start": "Starting the command",
 }

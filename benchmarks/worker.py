@@ -31,6 +31,7 @@ MODULES = (
     "quixstreams_flow",
     "pathway_flow",
     "brokers",
+    "scale",
     "store",
     "cli_start",
 )

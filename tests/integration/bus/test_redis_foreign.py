@@ -11,8 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 from structlog.testing import capture_logs
-from tests.servers.redis import Server
-from tests.unit.bus.redis_kit import (
+from tests.integration.bus.redis_kit import (
     PLENTY,
     TOPIC,
     entry,
@@ -23,6 +22,7 @@ from tests.unit.bus.redis_kit import (
     received,
     texts,
 )
+from tests.servers.redis import Server
 
 from market_data_core.errors import LogLostError, RejectedError, TransientError
 from market_data_core.events import EventBatch, Rejected, StreamEvent, make_batch

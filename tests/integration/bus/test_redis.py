@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
+from tests.integration.bus.redis_kit import PLENTY, TOPIC, entry, opened, read_all, received, texts
 from tests.servers.redis import Server
-from tests.unit.bus.redis_kit import PLENTY, TOPIC, entry, opened, read_all, received, texts
 
 from market_data_core.errors import UsageError
 from market_data_core.records import Place

@@ -7,8 +7,7 @@ import time
 from typing import Any
 
 import pytest
-from tests.servers.redis import Server
-from tests.unit.bus.redis_kit import (
+from tests.integration.bus.redis_kit import (
     PLENTY,
     TOPIC,
     entry,
@@ -18,6 +17,7 @@ from tests.unit.bus.redis_kit import (
     received,
     texts,
 )
+from tests.servers.redis import Server
 
 from market_data_core.errors import LogLostError
 from market_data_core.records import Record

@@ -6,8 +6,7 @@ import asyncio
 from typing import Any
 
 import pytest
-from tests.servers.redis import Server
-from tests.unit.bus.redis_kit import (
+from tests.integration.bus.redis_kit import (
     PLENTY,
     TOPIC,
     data_of,
@@ -17,6 +16,7 @@ from tests.unit.bus.redis_kit import (
     received,
     texts,
 )
+from tests.servers.redis import Server
 
 from market_data_core.errors import TransientError, UsageError
 from market_data_core.records import Entry

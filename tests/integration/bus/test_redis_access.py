@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 from structlog.testing import capture_logs
+from tests.integration.bus.redis_kit import TOPIC, entry, opened, read_all, texts
 from tests.servers.redis import MISSING, Server, binary, running
-from tests.unit.bus.redis_kit import TOPIC, entry, opened, read_all, texts
 
 from market_data_core.config import RedisBusSettings
 from market_data_core.errors import TransientError, UsageError

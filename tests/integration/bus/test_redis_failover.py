@@ -11,8 +11,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
-from tests.servers.redis import MISSING, Server, binary, running
-from tests.unit.bus.redis_kit import (
+from tests.integration.bus.redis_kit import (
     PLENTY,
     TOPIC,
     entry,
@@ -23,6 +22,7 @@ from tests.unit.bus.redis_kit import (
     texts,
     until,
 )
+from tests.servers.redis import MISSING, Server, binary, running
 
 from market_data_core.errors import TransientError
 from market_data_pipeline.bus import _redis_writing

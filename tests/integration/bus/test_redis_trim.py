@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from tests.integration.bus.redis_kit import PLENTY, TOPIC, entry, opened, read_all, received
 from tests.servers.redis import Server
-from tests.unit.bus.redis_kit import PLENTY, TOPIC, entry, opened, read_all, received
 
 ROWS, SIZE = 40, 50_000
 

@@ -10,9 +10,7 @@ from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
-from tests.servers.proxy import Proxy
-from tests.servers.redis import Server
-from tests.unit.bus.redis_kit import (
+from tests.integration.bus.redis_kit import (
     PLENTY,
     TOPIC,
     data_of,
@@ -24,6 +22,8 @@ from tests.unit.bus.redis_kit import (
     received,
     texts,
 )
+from tests.servers.proxy import Proxy
+from tests.servers.redis import Server
 
 from market_data_core.errors import LogLostError, TransientError, UsageError
 from market_data_pipeline.windows.checkpoint import Checkpoint

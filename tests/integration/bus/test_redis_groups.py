@@ -6,8 +6,8 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+from tests.integration.bus.redis_kit import PLENTY, TOPIC, entry, needs_7, opened, read_all
 from tests.servers.redis import Server
-from tests.unit.bus.redis_kit import PLENTY, TOPIC, entry, needs_7, opened, read_all
 
 from market_data_core.records import Place, Record
 from market_data_pipeline.bus._redis_entries import PENDING_MAX, id_of
