@@ -242,7 +242,7 @@ class _Storm:
         for kind in ("produce", "micro-batch"):
             for life in self._lives:
                 if life.kind == kind and life.worker.alive:
-                    life.worker.stop()
+                    life.worker.stop(doomed=True)
             self._bury()
         # what a worker left unpublished when it died is published by whoever owns its partition
         dead = self._owners()
