@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from tests.integration.store.conftest import Open
 
 from market_data_core.bars import BarBatch
-from market_data_core.clock import ManualClock
 from market_data_core.contracts.store import Gap, WriteCounts
 from market_data_core.errors import TransientError, UsageError
 from market_data_core.testing._store_owning import (
@@ -26,32 +26,13 @@ from market_data_core.testing._store_owning import (
 from market_data_store.backends import _postgres_bars
 from market_data_store.backends._postgres_link import Options, parse
 from market_data_store.backends._postgres_rows import Rows
-from market_data_store.backends.postgres import BACKEND, PostgresStore
+from market_data_store.backends.postgres import PostgresStore
 from market_data_store.migrations import migrations
 
 if TYPE_CHECKING:
     from tests.servers.postgres import Server
 
-Open = Callable[..., PostgresStore]
 ROWS = "SELECT symbol, ctid, xmin, xmax, close FROM bars_ohlcv ORDER BY symbol, ts"
-
-
-@pytest.fixture
-def uri(postgres: Server) -> str:
-    return postgres.new_schema()
-
-
-@pytest.fixture
-async def open_store(uri: str) -> AsyncIterator[Open]:
-    opened: list[PostgresStore] = []
-
-    def open_one(more: str = "", clock: ManualClock | None = None) -> PostgresStore:
-        opened.append(BACKEND.create(uri + more, clock or ManualClock(T0)))
-        return opened[-1]
-
-    yield open_one
-    for store in opened:
-        await store.close()
 
 
 async def ready(store: PostgresStore) -> FakeGroup:

@@ -2,42 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
 from typing import TYPE_CHECKING
 
 import pytest
+from tests.integration.store.conftest import Open
 
-from market_data_core.clock import ManualClock
 from market_data_core.tables import SIGNALS, TABLES, Select
-from market_data_core.testing._store_owning import T0, batch
+from market_data_core.testing._store_owning import batch
 from market_data_core.testing._store_tables import row
 from market_data_store.backends import _postgres_schema
-from market_data_store.backends.postgres import PostgresStore
 from market_data_store.migrations import migrations
 
 if TYPE_CHECKING:
     from tests.servers.postgres import Server
 
-Open = Callable[..., PostgresStore]
 APACHE = "%20-ctimescaledb.license%3Dapache"
-
-
-@pytest.fixture
-def uri(postgres: Server) -> str:
-    return postgres.new_schema()
-
-
-@pytest.fixture
-async def open_store(uri: str) -> AsyncIterator[Open]:
-    opened: list[PostgresStore] = []
-
-    def open_one(more: str = "") -> PostgresStore:
-        opened.append(PostgresStore(uri + more, ManualClock(T0)))
-        return opened[-1]
-
-    yield open_one
-    for store in opened:
-        await store.close()
 
 
 def _like_timescale(postgres: Server, uri: str, monkeypatch: pytest.MonkeyPatch) -> None:

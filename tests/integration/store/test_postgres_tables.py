@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from dataclasses import replace
 from datetime import timedelta
@@ -13,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 from psycopg.errors import FeatureNotSupported
+from tests.integration.store.conftest import Open
 
-from market_data_core.clock import ManualClock
 from market_data_core.contracts.store import WriteCounts
 from market_data_core.errors import RejectedError, TransientError, UsageError
 from market_data_core.tables import BARS, JOB_RUNS, NEWS, SIGNALS, Select, Table
@@ -27,26 +26,7 @@ from market_data_store.backends.postgres import PostgresStore
 if TYPE_CHECKING:
     from tests.servers.postgres import Server
 
-Open = Callable[..., PostgresStore]
 READ_ONLY = "%20-cdefault_transaction_read_only%3Don"
-
-
-@pytest.fixture
-def uri(postgres: Server) -> str:
-    return postgres.new_schema()
-
-
-@pytest.fixture
-async def open_store(uri: str) -> AsyncIterator[Open]:
-    opened: list[PostgresStore] = []
-
-    def open_one(more: str = "", clock: ManualClock | None = None) -> PostgresStore:
-        opened.append(PostgresStore(uri + more, clock or ManualClock(T0)))
-        return opened[-1]
-
-    yield open_one
-    for store in opened:
-        await store.close()
 
 
 # ---- rows ----------------------------------------------------------------------------------
