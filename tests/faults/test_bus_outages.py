@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from urllib.parse import urlsplit, urlunsplit
 
 import pytest
+from tests.conftest import _missing
 from tests.faults import checks
 from tests.faults.brokers import WAYS, BehindProxies
 from tests.faults.buses import Log, on_kafka, on_redis
@@ -262,8 +263,12 @@ class Place:
     settings: Callable[[str], dict[str, Any]]
 
 
-def _on_redis(request: pytest.FixtureRequest, stack: ExitStack) -> Place:
-    server: redis.Server = request.getfixturevalue("redis_server")
+def _on_redis(_: pytest.FixtureRequest, stack: ExitStack) -> Place:
+    if redis.binary() is None:
+        _missing(redis.MISSING)
+    # it keeps what it has confirmed, as every second it would not: nothing may be missing here
+    server = stack.enter_context(redis.running("--appendfsync", "always"))
+    assert server
     log = on_redis(server)
     ways = {name: stack.enter_context(between(server.port)) for name in WAYS}
 
