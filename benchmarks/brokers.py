@@ -16,7 +16,7 @@ from benchmarks.ours import LIVE_S, Batches, Feed, live, p99, produced, recorded
 from benchmarks.servers import PARTITIONS, TOPIC, Broker, Messages, Start
 from market_data_core.config import Settings
 from market_data_core.events import EventBatch
-from market_data_pipeline.allocator import keep_freed_memory
+from market_data_pipeline.allocator import tune_memory
 from market_data_pipeline.backends import open_backends, open_bus
 from market_data_pipeline.bus import codec
 from market_data_pipeline.flow import Flow
@@ -28,7 +28,7 @@ _POLL_BYTES = 4 << 20
 
 @contextmanager
 def _deployment(start: Start) -> Iterator[tuple[Broker, Settings]]:
-    keep_freed_memory()
+    tune_memory()
     with start() as broker, tempfile.TemporaryDirectory(dir=".cache") as folder:
         yield broker, settings_in(folder, **{"bus.partitions": PARTITIONS, **broker.settings})
 

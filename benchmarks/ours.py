@@ -25,7 +25,7 @@ from market_data_core.contracts.provider import Item, Recording, Subscription
 from market_data_core.contracts.store import Group
 from market_data_core.events import EventBatch, Tick
 from market_data_core.intervals import NS_PER_MS, NS_PER_S
-from market_data_pipeline.allocator import keep_freed_memory
+from market_data_pipeline.allocator import tune_memory
 from market_data_pipeline.assembly import Summary
 from market_data_pipeline.backends import Backends, open_backends
 from market_data_pipeline.bus import codec
@@ -112,7 +112,7 @@ def whole_path_columns(batches: Sequence[EventBatch], synchronous: str) -> Resul
         batches: in arrival order.
         synchronous: SQLite's setting of that name for bus and store, ``NORMAL`` or ``FULL``.
     """
-    keep_freed_memory()  # as every long-running command does
+    tune_memory()  # as every long-running command does
     with tempfile.TemporaryDirectory(dir=".cache") as folder:
         settings = settings_in(folder, synchronous.lower())
         return asyncio.run(recorded(settings, Batches(batches)))
@@ -123,7 +123,7 @@ def whole_path_ndjson(path: Path) -> Result:
 
     The pass that hashes the file (to find out whether it was carried before) is in the time.
     """
-    keep_freed_memory()
+    tune_memory()
     with tempfile.TemporaryDirectory(dir=".cache") as folder:
         began = time.perf_counter()
         recording = open_recording([str(path)], spool_dir=Path(folder))
@@ -227,7 +227,7 @@ async def live(rate: int, seconds: float, **overrides: object) -> tuple[list[flo
             resident.append(pages * os.sysconf("SC_PAGE_SIZE"))
             await asyncio.sleep(1)
 
-    keep_freed_memory()
+    tune_memory()
     with tempfile.TemporaryDirectory(dir=".cache") as folder:
         settings = settings_in(folder, **overrides)
         async with open_backends(settings) as backends:

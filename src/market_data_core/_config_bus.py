@@ -43,7 +43,8 @@ class RedisBusSettings(SettingsModel):
     uri: Uri = from_env(
         "${REDIS_URI:-redis://redis:6379/0}",
         "Where the Redis server is: `redis://user:password@host:6379/0`, `rediss://…` with TLS, "
-        "`unix://…`, or `redis+sentinel://host,host/service/0`.",
+        "`unix://…`, or by sentinels `redis+sentinel://host,host/service/0`, with TLS "
+        "`rediss+sentinel://…`.",
     )
     key_prefix: str = Field(
         default="", pattern=r"^[A-Za-z0-9._:-]*$", description="What every key begins with."
@@ -151,7 +152,7 @@ class BusSettings(SettingsModel):
         default=8,
         ge=1,
         le=1024,
-        description="Partitions of the event topic; a symbol stays in one.",
+        description="Partitions of an event topic that does not exist yet; a symbol stays in one.",
     )
     linger_ms: float = Field(
         default=5, ge=0, le=1000, description="Longest wait for more events before a write, in ms."

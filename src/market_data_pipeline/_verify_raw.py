@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 
 import msgspec
 import numpy as np
@@ -18,6 +18,7 @@ from market_data_core.events import EventBatch, Kind, StreamEvent, parse_ts
 from market_data_core.partitioning import partition_of
 from market_data_core.records import Bounds, Record, TopicInfo
 from market_data_core.wire import BatchBuilder
+from market_data_pipeline._verify_sources import Doubt, Source
 from market_data_pipeline.archive.checkpoint import GROUP_SUFFIX
 from market_data_pipeline.archive.covering import Covering, Forgotten
 from market_data_pipeline.archive.files import Archive, Selection
@@ -36,59 +37,6 @@ SCHEMA: dict[str, type[pl.DataType]] = {
 `source` is the index of the partition they came from, `closed` how far that has stored bars."""
 
 
-@dataclass(frozen=True, slots=True)
-class Source:
-    """A partition that holds events of a provider.
-
-    Attributes:
-        info: its topic.
-        home: the generation of the live topic that it is, or one of its own.
-        partition: its number.
-        counted: records below this offset are in the counts.
-        closed: ticks below this time are in bars; FOREVER for vendor bars, which never wait.
-        intervals_ns: windows that its owner computes; empty if that is not known.
-        since: interval in ns -> UTC ns before which it was not computed yet.
-    """
-
-    info: TopicInfo
-    home: Generation
-    partition: int
-    counted: int
-    closed: int
-    intervals_ns: tuple[int, ...]
-    since: dict[int, int]
-
-    def owes_from(self, length_ns: int) -> int:
-        """From which start on (UTC ns) windows of `length_ns` must have bars; FOREVER for none."""
-        if self.intervals_ns and length_ns not in self.intervals_ns:
-            return FOREVER
-        return self.since.get(length_ns, NEVER)
-
-
-@dataclass(frozen=True, slots=True)
-class Doubt:
-    """Why the log may not tell the whole story of some windows.
-
-    Attributes:
-        why: in words.
-        until: windows that begin before this (UTC ns) are concerned.
-        partition: the partition concerned.
-        partitions: of its topic; 0 for all symbols.
-        more: whether the log may also hold events that the bars rightly lack.
-    """
-
-    why: str
-    until: int
-    partition: int
-    partitions: int
-    more: bool = False
-
-    def concerns(self, symbol: str, start: int) -> bool:
-        """Whether the window of `symbol` that begins at `start` is concerned."""
-        here = not self.partitions or partition_of(symbol, self.partitions) == self.partition
-        return here and start < self.until
-
-
 class CountedLog:
     """The events topics as far as checkpoints have counted them.
 
@@ -101,6 +49,10 @@ class CountedLog:
         max_future_ns: how far ahead of its append a live event may be.
         generations: of the live topic.
         archive: holds what the log has forgotten; None if there is no archive.
+
+    Attributes:
+        from_log: events that were read from the log.
+        from_archive: events that were read from the archive.
     """
 
     def __init__(
@@ -124,7 +76,7 @@ class CountedLog:
         self._topics: dict[str, TopicInfo] = {}
         self._unpublished: list[bytes] = []
         self._index: dict[str, int] = {}
-        self.events = 0
+        self.from_log = self.from_archive = 0
 
     @property
     def symbols(self) -> list[str]:
@@ -273,20 +225,13 @@ class CountedLog:
                     source.info.name, source.partition, provider, from_ts, until
                 )
             counted = [r for r in records if r.offset < source.counted]
-            parts = [
-                self._frame(batch, source, number)
-                for batch in (*self._batches(counted), *archived.get(number, ()))
-                if batch.provider == provider and batch.kind == kind
-            ]
-            if parts:
-                frame = pl.concat(parts).filter(
-                    pl.col("ts").is_between(from_ts, until, closed="left")
-                )
-                if symbol is not None:
-                    frame = frame.filter(pl.col("code") == self._code(symbol))
-                self.events += len(frame)
-                aside = [le for le in letters if (le.log_id, le.partition) == place]
-                frames.append(self._without(frame, aside))
+            part = replace(wanted, to_ts=until)
+            logged = self._events(self._batches(counted), source, number, part, kind)
+            kept = self._events(archived.get(number, ()), source, number, part, kind)
+            self.from_log += len(logged)
+            self.from_archive += len(kept)
+            aside = [le for le in letters if (le.log_id, le.partition) == place]
+            frames.append(self._without(pl.concat([logged, kept]), aside))
         return pl.concat(frames)
 
     async def _archived(
@@ -301,6 +246,27 @@ class CountedLog:
         for number, batch in self._covering.events(wanted, kind, places):
             found.setdefault(number, []).append(batch)
         return found
+
+    def _events(
+        self,
+        batches: Iterable[EventBatch],
+        source: Source,
+        number: int,
+        wanted: Selection,
+        kind: Kind,
+    ) -> pl.DataFrame:
+        """The rows of batches that are wanted and belong to a source."""
+        frame = pl.concat(
+            [pl.DataFrame(schema=SCHEMA)]
+            + [
+                self._frame(batch, source, number)
+                for batch in batches
+                if batch.provider == wanted.provider and batch.kind == kind
+            ]
+        ).filter(pl.col("ts").is_between(wanted.from_ts, wanted.to_ts, closed="left"))
+        if wanted.symbols:
+            frame = frame.filter(pl.col("code").is_in([self._code(s) for s in wanted.symbols]))
+        return frame
 
     def _batches(self, records: Sequence[Record]) -> Iterator[EventBatch]:
         singles = BatchBuilder()

@@ -1,9 +1,9 @@
-"""Stored bars against the log: the same numbers by another road.
+"""Stored bars against log and archive: the same numbers by another road.
 
-Nothing of the window engine is used. Raw events are read back from the log in slices of time,
-cleared of what was dead-lettered, and grouped by a batch query; decimals are taken from the text
-of the floats; sums are 128-bit integers, or Python's where those do not suffice. What the engine
-stored must be the same to the last bit.
+Nothing of the window engine is used. Raw events are read back in slices of time, those that the
+log has forgotten from the archive, cleared of what was dead-lettered, and grouped by a batch query;
+decimals are taken from the text of the floats; sums are 128-bit integers, or Python's where those
+do not suffice. What the engine stored must be the same to the last bit.
 """
 
 from __future__ import annotations
@@ -23,13 +23,14 @@ from market_data_core.contracts.store import Store
 from market_data_core.events import OFFICIAL_SUFFIX, SRC_TS_MAX, SRC_TS_MIN, Kind
 from market_data_core.intervals import format_interval, parse_interval
 from market_data_pipeline._verify_batch import BAR_SCHEMA, BatchQuery, official_bars
-from market_data_pipeline._verify_raw import CountedLog, Doubt
+from market_data_pipeline._verify_raw import CountedLog
+from market_data_pipeline._verify_sources import Doubt
 
 SLICE_EVENTS = 400_000
 """Events that are worked on at once, as far as the stored bars tell."""
 SHOWN_MAX = 20
 
-Problem = Literal["missing in store", "not in the log", "differs"]
+Problem = Literal["missing in store", "no events", "differs"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,14 +58,14 @@ class Scope:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """A window in which store and log disagree.
+    """A window in which the store disagrees with the events.
 
     Attributes:
         provider: as stored; with `symbol`, `interval` and `ts` (UTC ns) the bar's key.
         problem: what is wrong.
         column: the first value that differs, "" if a whole bar is missing.
         stored: its value in the store.
-        computed: its value by the log.
+        computed: its value by the events.
     """
 
     provider: str
@@ -83,17 +84,19 @@ class Report:
 
     Attributes:
         windows: bars compared.
-        events: events read from the log, copies included.
-        differences: windows in which store and log disagree.
+        from_log: events read from the log, copies included.
+        from_archive: events read from the archive, which the log has forgotten.
+        differences: windows in which the store disagrees with the events.
         shown: the first of them.
-        unverifiable: reason -> windows for which the log no longer tells.
+        unverifiable: reason -> windows for which neither log nor archive tells any more.
         open: windows that some lane or feed has not finished.
         moved: bars were committed meanwhile, so that differences may be none.
         seconds: how long it took.
     """
 
     windows: int = 0
-    events: int = 0
+    from_log: int = 0
+    from_archive: int = 0
     differences: int = 0
     shown: list[Difference] = field(default_factory=list)
     unverifiable: Counter[str] = field(default_factory=Counter)
@@ -103,11 +106,11 @@ class Report:
 
 
 async def verify(store: Store, log: CountedLog, scope: Scope, intervals_ns: list[int]) -> Report:
-    """Compare every finished bar in `scope` with what the log gives.
+    """Compare every finished bar in `scope` with what its events give.
 
     Args:
         store: holds the bars.
-        log: holds the events; its checkpoints are taken anew.
+        log: gives the events; its checkpoints are taken anew.
         scope: what to verify.
         intervals_ns: window lengths to expect of a provider whose owner does not tell them and
             which has no bar at all.
@@ -123,7 +126,7 @@ async def verify(store: Store, log: CountedLog, scope: Scope, intervals_ns: list
         mine = stored.filter(pl.col("provider") == provider).drop("provider")
         run = _Run(log, scope, provider, report)
         await run.compare(mine, intervals_ns)
-    report.events = log.events
+    report.from_log, report.from_archive = log.from_log, log.from_archive
     report.moved = await log.moved()
     report.seconds = time.perf_counter() - began
     return report
@@ -206,7 +209,7 @@ class _Run:
             await self._judge(interval, row)
 
     async def _judge(self, interval: str, row: dict[str, object]) -> None:
-        """Tell a difference from what the log cannot decide any more."""
+        """Tell a difference from what cannot be decided any more."""
         symbol, ts = str(row["symbol"]), int(str(row["ts"]))
         in_store, in_log = row["state"] is not None, row["there"] is not None
         if row["state"] == "gap":
@@ -227,7 +230,7 @@ class _Run:
             return
         key = (self._provider, symbol, interval, ts)
         if not (in_store and in_log):
-            problem: Problem = "not in the log" if in_store else "missing in store"
+            problem: Problem = "no events" if in_store else "missing in store"
             self._report.shown.append(Difference(*key, problem))
             return
         for column in VALUE_COLUMNS:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import sqlite3
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.faults.conftest import DATABASES, LOGS
+from tests.faults.lab import Lab
 
 _MDP = "from market_data_pipeline.cli import main; main()"
 _CONFIG = "version: 1\ntelemetry: {metrics_port: 0}\nmicro_batch: {lease_ms: 600}\n"
@@ -73,3 +76,12 @@ def new_deployment(parent: Path, name: str) -> Deployment:
     (folder / "configs").mkdir(parents=True)
     (folder / "configs" / "streaming.yaml").write_text(_CONFIG)
     return Deployment(folder)
+
+
+@pytest.fixture
+def lab(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Lab]:
+    """A deployment of real processes: on files, or on the servers that a test is given."""
+    bus, store = getattr(request, "param", "embedded-sqlite").split("-")
+    made = Lab(tmp_path / "lab", DATABASES[store](request)(), LOGS[bus](request)())
+    yield made
+    made.close()

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import random
 import signal
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +14,13 @@ import msgspec
 import polars as pl
 import pytest
 import yaml
+from tests.faults import buses
 from tests.faults.lab import EVENTS, KILLS, Lab, Worker, wait_until
 from tests.faults.recordings import trades
+from tests.faults.test_pause import pause
 
 from market_data_core.clock import SystemClock
+from market_data_core.contracts.bus import Bus
 from market_data_core.errors import RejectedError
 from market_data_core.events import EventBatch, StreamEvent, Tick, parse_ts
 from market_data_core.intervals import NS_PER_S
@@ -26,7 +28,6 @@ from market_data_core.records import Entry
 from market_data_core.wire import BatchBuilder
 from market_data_pipeline.archive.files import Archive, Selection
 from market_data_pipeline.bus import codec
-from market_data_pipeline.bus.embedded import EmbeddedBus
 from market_data_pipeline.producer import Producer, ProducerSettings
 
 pytestmark = [pytest.mark.timeout(180), pytest.mark.faults]
@@ -36,11 +37,9 @@ PLACE = ("log", "partition", "offset", "row")
 VALUES = ("provider", "symbol", "seq", *"ohlcv")
 
 
-@pytest.fixture
-def lab(tmp_path: Path) -> Iterator[Lab]:
-    made = Lab(tmp_path / "lab")
-    yield made
-    made.close()
+DEPLOYMENTS = pytest.mark.parametrize(
+    "lab", ["embedded-sqlite", "redis-postgres", "kafka-sqlite"], indirect=True
+)
 
 
 def config(lab: Lab, **archive: object) -> Path:
@@ -59,53 +58,40 @@ def root(lab: Lab) -> Path:
 def feed(lab: Lab, events: Sequence[StreamEvent]) -> None:
     """Append trades in columns, every tenth as a message of its own, and something unreadable."""
 
-    async def run() -> None:
-        bus = EmbeddedBus(lab.home / "bus")
+    async def work(bus: Bus) -> None:
         info = await bus.create_topic(EVENTS, PARTITIONS)
-        settings = ProducerSettings("columnar", 10**6, NS_PER_S, 2 * NS_PER_S, 0, "embedded")
+        settings = ProducerSettings("columnar", 10**6, NS_PER_S, 2 * NS_PER_S, 0, "test")
         producer = Producer(bus, codec, info, "rec", settings, SystemClock())
         for e in events:
             producer.add(Tick(e.symbol, parse_ts(e.src_ts), e.c, e.v, e.seq))
         await producer.flush()
         singles = [Entry(1, msgspec.json.encode(e), 1) for e in events[::10]]
         await bus.append(EVENTS, [*singles, Entry(2, b"not json", 1)])
-        await bus.close()
 
-    asyncio.run(run())
+    lab.topics.ask(work)
 
 
 def logged(lab: Lab, topic: str = EVENTS) -> tuple[Counter[tuple[Any, ...]], int]:
     """Every event of the log with its position, and how many records cannot be read."""
     found: Counter[tuple[Any, ...]] = Counter()
     unreadable = 0
-
-    async def run() -> None:
-        nonlocal unreadable
-        bus = EmbeddedBus(lab.home / "bus")
-        info = await bus.find_topic(topic)
-        assert info
-        for number in range(info.partitions):
-            bounds = await bus.bounds(topic, number)
-            position = bounds.first
-            while position < bounds.next:
-                for record in (await bus.poll(topic, {number: position}, 1 << 22, 0))[number]:
-                    position = record.offset + 1
-                    try:
-                        item = codec.decode(record.payload)
-                    except RejectedError:
-                        unreadable += 1
-                        continue
-                    if isinstance(item, StreamEvent):
-                        builder = BatchBuilder()
-                        builder.add(item, record.append_ts)
-                        item = builder.build()[0][0]
-                    for row, e in enumerate(item.events() if isinstance(item, EventBatch) else ()):
-                        where = (info.log_id, number, record.offset, row)
-                        value = (e.provider, e.symbol, e.seq, e.o, e.h, e.l, e.c, e.v)
-                        found[(*where, *value)] += 1
-        await bus.close()
-
-    asyncio.run(run())
+    info = lab.topics.ask(lambda bus: bus.find_topic(topic))
+    assert info
+    records = lab.topics.ask(lambda bus: buses.read(bus, topic)).records
+    for record in [record for partition in records for record in partition]:
+        try:
+            item = codec.decode(record.payload)
+        except RejectedError:
+            unreadable += 1
+            continue
+        if isinstance(item, StreamEvent):
+            builder = BatchBuilder()
+            builder.add(item, record.append_ts)
+            item = builder.build()[0][0]
+        for row, e in enumerate(item.events() if isinstance(item, EventBatch) else ()):
+            where = (info.log_id, record.partition, record.offset, row)
+            value = (e.provider, e.symbol, e.seq, e.o, e.h, e.l, e.c, e.v)
+            found[(*where, *value)] += 1
     return found, unreadable
 
 
@@ -135,6 +121,7 @@ def busy(lab: Lab, worker: Worker, before: int) -> None:
     wait_until(lambda: not worker.alive or rows(lab) > before, "something is archived")
 
 
+@DEPLOYMENTS
 def test_kill_9_at_any_time_changes_nothing(lab: Lab) -> None:
     chance = random.Random(5)
     events = trades(5, 4_000, 120)
@@ -142,9 +129,9 @@ def test_kill_9_at_any_time_changes_nothing(lab: Lab) -> None:
     hits = 0
     while hits < min(KILLS, 20):
         start = hits * 150 % len(events)
+        before = rows(lab)
         worker = lab.start("stream", "archive", config=settings)
         feed(lab, events[start : start + 150])
-        before = rows(lab)
         if hits % 3:
             busy(lab, worker, before)
         else:
@@ -170,6 +157,7 @@ def test_deaths_around_commits_change_nothing(lab: Lab, doom: str) -> None:
     check(lab)
 
 
+@DEPLOYMENTS
 def test_one_that_slept_and_was_taken_over_leaves_nothing(lab: Lab) -> None:
     feed(lab, trades(3, 500, 120))
     settings = config(lab)
@@ -177,7 +165,7 @@ def test_one_that_slept_and_was_taken_over_leaves_nothing(lab: Lab) -> None:
     busy(lab, first, 0)
     for number in range(4):
         feed(lab, trades(20 + number, 200, 120))
-        first.send(signal.SIGSTOP)
+        pause(lab, first)
         second = lab.start("stream", "archive", config=settings)
         before = rows(lab)
         feed(lab, trades(30 + number, 200, 120))

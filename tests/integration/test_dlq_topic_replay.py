@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import yaml
+from tests.faults.conftest import LOGS
 from tests.unit.cli.conftest import NS, START, Home
 
 from market_data_core.clock import ManualClock
@@ -25,18 +26,34 @@ from market_data_pipeline.letters import REPLAYS_TOPIC
 
 VALUES = "open, high, low, close, volume, vwap, trade_count"
 LATER = START + 3_600 * NS
+REFUSE = (
+    "CREATE TRIGGER refused BEFORE INSERT ON bars_ohlcv WHEN NEW.symbol = 'A' "
+    "BEGIN SELECT RAISE(ABORT, 'not this one'); END"
+)
+
+
+BUSES = pytest.mark.parametrize("home", LOGS, indirect=True)
 
 
 @pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
+def home(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Home]:
+    """A deployment on files, or on the bus that a test is given."""
+    log = LOGS[getattr(request, "param", "embedded")](request)()
+    settings = {
+        "version": 1,
+        "bus": {"partitions": 3, **(log.settings if log else {})},
+        "telemetry": {"metrics_port": 0},
+        "micro_batch": {"windows": ["2s", "3s", "1m"], "lease_ms": 600},
+    }
     (tmp_path / "configs").mkdir()
-    (tmp_path / "configs" / "streaming.yaml").write_text(
-        "version: 1\nbus: {partitions: 3}\ntelemetry: {metrics_port: 0}\n"
-        "micro_batch: {windows: ['2s', '3s', '1m'], lease_ms: 600}\n"
-    )
+    (tmp_path / "configs" / "streaming.yaml").write_text(yaml.safe_dump(settings))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MDP_HOME", str(tmp_path / "home"))
-    return Home(tmp_path / "home")
+    yield Home(tmp_path / "home")
+    if log:
+        log.close()
 
 
 def live(home: Home, *flushes: Sequence[Item], at: int | None = None, **overrides: Any) -> None:
@@ -57,6 +74,19 @@ def live(home: Home, *flushes: Sequence[Item], at: int | None = None, **override
             stop = asyncio.Event()
             stop.set()
             await parts.batcher(info, "mdp.bars", live=True).run(stop, drain_s=30)
+
+    asyncio.run(run())
+
+
+def trim(home: Home, topic: str) -> None:
+    """Let a topic forget all that it holds."""
+
+    async def run() -> None:
+        async with open_backends(home.settings()) as backends:
+            info = await backends.bus.find_topic(topic)
+            for number in range(info.partitions if info else 0):
+                end = (await backends.bus.bounds(topic, number)).next
+                await backends.bus.trim(topic, number, end, 1 << 62, 1 << 62)
 
     asyncio.run(run())
 
@@ -87,7 +117,8 @@ def batch_bars(tmp_path: Path, *batches: EventBatch, monkeypatch: pytest.MonkeyP
     other = Home(tmp_path / "other")
     monkeypatch.setenv("MDP_HOME", str(other.path))
     events = concat_batches(batches)
-    other.lane([events.take(np.argsort(events.src_ts, kind="stable"))])
+    in_order = events.take(np.argsort(events.src_ts, kind="stable"))
+    other.lane([in_order], bus__type="embedded")
     monkeypatch.setenv("MDP_HOME", str(tmp_path / "home"))
     return bars(other)
 
@@ -115,6 +146,7 @@ def lanes(home: Home) -> list[str]:
     return [topic["state"] for topic in topics if topic["kind"] == "recording"]
 
 
+@BUSES
 def test_late_events_restate_their_bars_once(
     home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -178,7 +210,8 @@ def test_what_cannot_be_replayed_is_told(home: Home) -> None:
 
 PROGRAM = """
 import os, signal, sys
-from market_data_pipeline.bus.embedded import EmbeddedBus
+from market_data_core.config import load_config
+from market_data_pipeline.backends import open_bus
 from market_data_pipeline.cli import main
 from market_data_store.backends.sqlite import SqliteStore
 
@@ -201,35 +234,38 @@ def doomed(call):
 if place == "commit":
     SqliteStore.commit = doomed(SqliteStore.commit)
 else:
-    EmbeddedBus.append = doomed(EmbeddedBus.append)
+    kind = type(open_bus(load_config(None)))
+    kind.append = doomed(kind.append)
 main()
 """
 
 
-@pytest.mark.parametrize(
-    ("doom", "more"),
-    [
-        ("mdp.dlq.replays:before:1", True),
-        ("mdp.dlq.replays:after:1", False),
-        ("commit:before:1", True),
-        ("commit:after:1", True),
-        ("mdp.dlq.replays:before:2", False),
-        ("mdp.dlq.replays:after:2", True),
-    ],
-)
+def replay_until(doom: str) -> None:
+    """Run the command to where it is killed."""
+    command = [sys.executable, "-c", PROGRAM, doom, "dlq", "replay"]
+    killed = subprocess.run(command, capture_output=True, text=True, check=False, timeout=50)
+    assert killed.returncode == -9, killed.stdout + killed.stderr
+
+
+DOOMS = [
+    ("embedded", "mdp.dlq.replays:before:1", True),
+    ("embedded", "mdp.dlq.replays:after:1", False),
+    ("embedded", "commit:before:1", True),
+    ("embedded", "commit:after:1", True),
+    ("embedded", "mdp.dlq.replays:before:2", False),
+    ("embedded", "mdp.dlq.replays:after:2", True),
+    ("redis", "mdp.dlq.replays:after:1", True),
+    ("redis", "commit:after:1", True),
+    ("kafka", "commit:after:1", True),
+]
+
+
+@pytest.mark.parametrize(("home", "doom", "more"), DOOMS, indirect=["home"])
 def test_killed_at_any_moment_the_same_command_goes_on(
     home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, doom: str, more: bool
 ) -> None:
     live(home, [ON_TIME], [LATE])
-    killed = subprocess.run(
-        [sys.executable, "-c", PROGRAM, doom, "dlq", "replay"],
-        env=dict(os.environ),
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=50,
-    )
-    assert killed.returncode == -9, killed.stdout + killed.stderr
+    replay_until(doom)
     if more:
         live(home, [MORE_LATE])
     home.ok("dlq", "replay")
@@ -246,10 +282,7 @@ def test_killed_at_any_moment_the_same_command_goes_on(
 
 def test_a_refused_bar_is_written_once_the_database_takes_it(home: Home) -> None:
     live(home, [])
-    home.store(
-        "CREATE TRIGGER refused BEFORE INSERT ON bars_ohlcv WHEN NEW.symbol = 'A' "
-        "BEGIN SELECT RAISE(ABORT, 'not this one'); END"
-    )
+    home.store(REFUSE)
     live(home, [ON_TIME])
     assert [row[1] for row in bars(home)] == ["B"] * 3
     refused = home.run("dlq", "replay")
@@ -268,10 +301,7 @@ def test_a_refused_bar_is_written_once_the_database_takes_it(home: Home) -> None
 
 def test_a_refused_bar_takes_the_place_of_none_made_of_more_events(home: Home) -> None:
     live(home, [])
-    home.store(
-        "CREATE TRIGGER refused BEFORE INSERT ON bars_ohlcv WHEN NEW.symbol = 'A' "
-        "BEGIN SELECT RAISE(ABORT, 'not this one'); END"
-    )
+    home.store(REFUSE)
     live(home, [ON_TIME], [LATE])
     home.store("DROP TRIGGER refused")
     home.ok("dlq", "replay", "--reason", "late")
@@ -341,14 +371,7 @@ def test_a_vendors_own_bar_takes_the_place_of_no_other(home: Home) -> None:
 
 def test_a_bar_stays_whose_events_the_log_no_longer_holds(home: Home) -> None:
     live(home, [ON_TIME], at=START + 900 * NS)
-
-    async def trim() -> None:
-        async with open_backends(home.settings()) as backends:
-            for number in range(3):
-                end = (await backends.bus.bounds("mdp.events", number)).next
-                await backends.bus.trim("mdp.events", number, end, LATER, 1 << 62)
-
-    asyncio.run(trim())
+    trim(home, "mdp.events")
     live(home, [LATE], at=LATER)
     before = bars(home)
     result = home.run("dlq", "replay", "--reason", "late")
@@ -361,21 +384,8 @@ def test_a_bar_stays_whose_events_the_log_no_longer_holds(home: Home) -> None:
 
 def test_letters_that_were_trimmed_end_their_replay(home: Home) -> None:
     live(home, [ON_TIME], [LATE])
-    killed = subprocess.run(
-        [sys.executable, "-c", PROGRAM, "mdp.dlq.replays:after:1", "dlq", "replay"],
-        env=dict(os.environ),
-        capture_output=True,
-        check=False,
-        timeout=50,
-    )
-    assert killed.returncode == -9
-
-    async def trim() -> None:
-        async with open_backends(home.settings()) as backends:
-            end = (await backends.bus.bounds("mdp.dlq", 0)).next
-            await backends.bus.trim("mdp.dlq", 0, end, 1 << 62, 1 << 62)
-
-    asyncio.run(trim())
+    replay_until("mdp.dlq.replays:after:1")
+    trim(home, "mdp.dlq")
     live(home, [MORE_LATE])
     done = home.run("dlq", "replay")
     assert done.exit_code == 0

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from pathlib import Path
 
 import msgspec
 import pytest
@@ -12,20 +10,14 @@ import yaml
 from tests.faults import checks
 from tests.faults.lab import EVENTS, Lab, wait_until
 from tests.faults.recordings import START_NS, trade, trades
-from tests.integration.test_archive import config, feed, logged, root
+from tests.integration.test_archive import DEPLOYMENTS, config, feed, logged, root
 
+from market_data_core.contracts.bus import Bus
 from market_data_core.events import StreamEvent
 from market_data_core.intervals import NS_PER_S
 from market_data_core.testing.oracle import OracleBar
 
 pytestmark = [pytest.mark.timeout(180), pytest.mark.faults]
-
-
-@pytest.fixture
-def lab(tmp_path: Path) -> Iterator[Lab]:
-    made = Lab(tmp_path / "lab")
-    yield made
-    made.close()
 
 
 def live(lab: Lab, *parts: list[StreamEvent]) -> None:
@@ -208,6 +200,7 @@ def test_datasets_that_are_wrong_are_refused(lab: Lab) -> None:
     )
 
 
+@DEPLOYMENTS
 def test_verification_reads_what_the_log_has_forgotten(lab: Lab) -> None:
     live(lab, *session(7))
     settings = config(lab)
@@ -217,25 +210,21 @@ def test_verification_reads_what_the_log_has_forgotten(lab: Lab) -> None:
     output = lab.run("verify", "--archive", str(root(lab)), config=settings)
     assert "no difference" in output
     assert "not verifiable" not in output
+    assert "read from the archive" in output
+    assert "read from the archive" not in checks_before
     shown = [line for line in output.splitlines() if line.startswith("windows")]
     assert shown == [line for line in checks_before.splitlines() if line.startswith("windows")]
 
 
 def _trim(lab: Lab) -> None:
     """Let the logs forget everything that the windows have passed."""
-    import asyncio
-
-    from market_data_pipeline.bus.embedded import EmbeddedBus
-
     places = checks.checkpoints(lab, EVENTS)
 
-    async def run() -> None:
-        bus = EmbeddedBus(lab.home / "bus")
+    async def work(bus: Bus) -> None:
         for number, place in places.items():
             await bus.trim(EVENTS, number, place.resume, 1 << 62, 1)
             assert (await bus.bounds(EVENTS, number)).first == place.resume > 0
         end = (await bus.bounds("mdp.dlq", 0)).next
         await bus.trim("mdp.dlq", 0, end, 1 << 62, 1)
-        await bus.close()
 
-    asyncio.run(run())
+    lab.topics.ask(work)

@@ -115,7 +115,7 @@ class Segment:
     @property
     def name(self) -> str:
         """Name of its files, without number and ending."""
-        log = self.log_id[:_LOG_CHARS]
+        log = self.log_id[:_LOG_CHARS].replace("/", "_")  # Kafka's ids are base64
         return f"{self.topic}-{self.partition}-{self.first:020d}-{self.token}-{log}"
 
 

@@ -19,7 +19,7 @@ from market_data_pipeline.cli.replay import replay
 from market_data_pipeline.cli.run import micro_batch, produce, run
 from market_data_pipeline.cli.store import store_app
 from market_data_pipeline.cli.tail import tail
-from market_data_pipeline.cli.topics import groups, topics
+from market_data_pipeline.cli.topics import forget_group, groups, topics
 from market_data_pipeline.cli.verify import verify
 
 app = typer.Typer(
@@ -50,6 +50,7 @@ stream_app.command("micro-batch")(micro_batch)
 stream_app.command()(tail)
 stream_app.command()(topics)
 stream_app.command()(groups)
+stream_app.command()(forget_group)
 stream_app.command()(repartition)
 stream_app.command()(archive)
 stream_app.command()(replay)

@@ -38,16 +38,24 @@ class Wanted:
     """What is looked at.
 
     Attributes:
-        topic: None for all.
+        topic: None for all; the live one stands for all its generations.
+        group: None for all.
         finished: recordings that are finished as well.
         check: whether something that is wrong fails.
         max_lag_ms: with `check`, the greatest lag that is not wrong; None for any.
     """
 
     topic: str | None
+    group: str | None
     finished: bool
     check: bool
     max_lag_ms: int | None
+
+    def covers(self, settings: Settings, key: PartitionKey) -> bool:
+        """Whether a partition is one of those."""
+        live = self.topic == settings.bus.events_topic
+        here = kind_of(settings, key.topic) == "events" if live else self.topic in (None, key.topic)
+        return here and self.group in (None, key.group)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +74,7 @@ async def show(settings: Settings, wanted: Wanted, form: str) -> None:
 
     Raises:
         TransientError: the store is away.
-        UsageError: nothing reads a topic of that name.
+        UsageError: nothing reads a topic of that name, or no group is called so.
         MdpError: the bus is away; or something is wrong that was to be checked.
     """
     status = await read_status(settings)
@@ -81,10 +89,8 @@ async def show(settings: Settings, wanted: Wanted, form: str) -> None:
             rows = await _rows(settings, None, {}, status, wanted)
     finally:
         await bus.close()
-    if wanted.topic is not None and not rows and not away:
-        known = sorted({row.key.topic for row in status if not row.key.topic.startswith("@")})
-        msg = f"no group reads topic {wanted.topic!r}; {did_you_mean(wanted.topic, known)}"
-        raise UsageError(msg)
+    if not rows and not away:
+        _refuse_unknown(settings, status, wanted)
     if form != "table":
         _output.write_rows(rows, _COLUMNS, form)
     elif rows:
@@ -97,6 +103,29 @@ async def show(settings: Settings, wanted: Wanted, form: str) -> None:
         _check(rows, wanted.max_lag_ms)
 
 
+def _refuse_unknown(settings: Settings, status: Sequence[PartitionStatus], wanted: Wanted) -> None:
+    """Find out whether nothing is shown because a name is wrong.
+
+    Raises:
+        UsageError: it is.
+    """
+    keys = [row.key for row in status if not row.key.topic.startswith("@")]
+    groups = {key.group for key in keys} | _groups_of(settings)
+    if wanted.group is not None and wanted.group not in groups:
+        msg = f"there is no group {wanted.group!r}; {did_you_mean(wanted.group, sorted(groups))}"
+        raise UsageError(msg)
+    if wanted.topic is not None:
+        topics = sorted({key.topic for key in keys if wanted.group in (None, key.group)})
+        who = f"group {wanted.group!r} does not read" if wanted.group else "no group reads"
+        msg = f"{who} topic {wanted.topic!r}; {did_you_mean(wanted.topic, topics)}"
+        raise UsageError(msg)
+
+
+def _groups_of(settings: Settings) -> set[str]:
+    """The groups of a configuration: its workers', and its archivers'."""
+    return {settings.bus.group, f"{settings.bus.group}{GROUP_SUFFIX}"}
+
+
 async def _rows(
     settings: Settings,
     bus: Bus | None,
@@ -106,9 +135,13 @@ async def _rows(
 ) -> list[Row]:
     """What is told of every partition; without a bus only what the store knows."""
     known = {row.key: row for row in status if not row.key.topic.startswith("@")}
-    group = settings.bus.group
-    for info in infos.values():  # partitions that nobody has ever read wait as well
-        if kind_of(settings, info.name) == "events":
+    # partitions that nobody has ever read wait as well: for the workers, for whom else has begun
+    # to read the live topic, and for the archivers if it is they who are asked for
+    events = [info for info in infos.values() if kind_of(settings, info.name) == "events"]
+    groups = {key.group for key in known if kind_of(settings, key.topic) == "events"}
+    groups |= _groups_of(settings) & {settings.bus.group, wanted.group or ""}
+    for group in groups:
+        for info in events:
             for number in range(info.partitions):
                 key = PartitionKey(group, info.name, number)
                 known.setdefault(key, PartitionStatus(key, 0, "", 0, 0, None))
@@ -116,7 +149,7 @@ async def _rows(
     for key in sorted(known, key=lambda k: (k.group, k.topic, k.partition)):
         place = _place(known[key])
         finished = place is not None and place.finished and place.pending in (0, None)
-        if wanted.topic in (None, key.topic) and (wanted.finished or not finished):
+        if wanted.covers(settings, key) and (wanted.finished or not finished):
             rows.append(await _row(settings, bus, infos.get(key.topic), known[key], place))
     return rows
 

@@ -6,7 +6,7 @@ Nothing is concluded from offsets but their order: what lies how far back is ask
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 
 from market_data_core._suggest import did_you_mean
 from market_data_core.contracts.bus import Bus
@@ -140,3 +140,23 @@ async def merged(
         yield waiting[number].popleft()
         if not waiting[number]:
             del waiting[number]
+
+
+async def in_order(sources: Sequence[AsyncIterator[Record]]) -> AsyncIterator[tuple[int, Record]]:
+    """Records of several topics in the order of their append, each with its topic's index.
+
+    Args:
+        sources: for each topic its records in that order.
+    """
+    waiting: dict[int, Record] = {}
+    missing = list(range(len(sources)))
+    while True:
+        for number in missing:
+            record = await anext(sources[number], None)
+            if record is not None:
+                waiting[number] = record
+        if not waiting:
+            return
+        number = min(waiting, key=lambda n: (waiting[n].append_ts, n))
+        yield number, waiting.pop(number)
+        missing = [number]

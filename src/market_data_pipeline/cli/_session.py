@@ -20,7 +20,7 @@ from rich.table import Table
 
 from market_data_core.config import Settings
 from market_data_core.intervals import format_interval
-from market_data_pipeline.allocator import keep_freed_memory
+from market_data_pipeline.allocator import tune_memory
 from market_data_pipeline.assembly import Summary
 from market_data_pipeline.audit import Job, audited
 from market_data_pipeline.backends import open_backends
@@ -53,7 +53,7 @@ def execute(
     acknowledged is durable in either case.
     """
     import_module("polars")  # now rather than when the store is first read, in the middle of work
-    keep_freed_memory()
+    tune_memory()
     telemetry = settings.telemetry
     configure_logging(telemetry.log_level, telemetry.log_json)
     if telemetry.metrics_port:

@@ -29,22 +29,29 @@ class Lines:
         provider: only what comes from this feed; None for everything.
         marks: marks of time as well.
         raw: records undecoded, those that hold something of what is wanted.
+        registry: topic whose records are JSON, shown as they are.
     """
 
     def __init__(
-        self, symbols: frozenset[str] | None, provider: str | None, marks: bool, raw: bool
+        self,
+        symbols: frozenset[str] | None,
+        provider: str | None,
+        marks: bool,
+        raw: bool,
+        registry: str,
     ) -> None:
         self._symbols, self._provider = symbols, provider
-        self._marks, self._raw = marks, raw
+        self._marks, self._raw, self._registry = marks, raw, registry
 
-    def of(self, record: Record) -> Iterator[bytes]:
-        """The lines of one record."""
+    def of(self, record: Record, topic: str) -> Iterator[bytes]:
+        """The lines of one record of a topic."""
         every = self._symbols is None and self._provider is None
+        items = _entered(record) if topic == self._registry else _items(record)
         if self._raw:
-            if every or any(self._wanted(item) for item in _items(record)):
-                yield msgspec.json.encode(_undecoded(record))
+            if every or any(self._wanted(item) for item in items):
+                yield msgspec.json.encode({"topic": topic, **_undecoded(record)})
             return
-        for item in _items(record):
+        for item in items:
             if self._wanted(item) and (self._marks or not _is_mark(item[0])):
                 yield msgspec.json.encode(item[0])
 
@@ -72,6 +79,14 @@ def _undecoded(record: Record) -> dict[str, object]:
 def _text(data: bytes) -> str:
     """Bytes as text: what is printable ASCII as it is, the rest escaped."""
     return repr(data)[2:-1]
+
+
+def _entered(record: Record) -> Iterator[Item]:
+    """What a record of the registry of generations says."""
+    try:
+        yield msgspec.json.decode(record.payload), "", ""
+    except msgspec.MsgspecError:
+        yield from _items(record)
 
 
 def _items(record: Record) -> Iterator[Item]:

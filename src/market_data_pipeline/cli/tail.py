@@ -9,13 +9,15 @@ import typer
 from market_data_pipeline.cli import _output
 
 if TYPE_CHECKING:
-    from market_data_pipeline.cli._tail import Point
+    from market_data_pipeline.cli._tail_topic import Point
 
 _LAST_LINES = 50
 
 
 def tail(
-    topic: Annotated[str, typer.Option(help="Topic to read.")] = "mdp.events",
+    topic: Annotated[
+        str, typer.Option(help="Topic to read; the live one with all its generations.")
+    ] = "mdp.events",
     from_: Annotated[
         str | None,
         typer.Option("--from", help="Begin at this offset, or time of appending (ISO, UTC)."),
@@ -57,10 +59,13 @@ def tail(
 
     from market_data_pipeline.cli import _tail
     from market_data_pipeline.cli._tail_lines import Lines
+    from market_data_pipeline.cli._tail_topic import Wanted
+    from market_data_pipeline.generations import registry_topic
 
     keep = _LAST_LINES if limit is None and begin is None else limit
-    wanted = _tail.Wanted(topic, partition, begin, end, keep)
-    lines = Lines(_output.symbols_of(symbol), provider, marks, raw)
+    registry = registry_topic(settings.bus.events_topic)
+    lines = Lines(_output.symbols_of(symbol), provider, marks, raw, registry)
+    wanted = Wanted(topic, partition, begin, end, keep)
     _output.run_async(_tail.tail(settings, wanted, lines, follow))
 
 

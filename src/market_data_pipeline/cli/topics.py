@@ -1,4 +1,4 @@
-"""``mdp stream topics`` and ``mdp stream groups``: what is on the bus, and how far it was read."""
+"""``mdp stream topics``, ``groups``, ``forget-group``: what the bus holds, and who has read it."""
 
 from __future__ import annotations
 
@@ -29,8 +29,12 @@ def topics(
 
 def groups(
     topic: Annotated[
-        str | None, typer.Option(help="Only this topic; finished recordings too.")
+        str | None,
+        typer.Option(
+            help="Only this topic, finished recordings too; the live one with all its generations."
+        ),
     ] = None,
+    group: Annotated[str | None, typer.Option(help="Only this group.")] = None,
     everything: Annotated[bool, typer.Option("--all", help="Finished recordings as well.")] = False,
     check: Annotated[
         bool,
@@ -52,5 +56,19 @@ def groups(
         msg = f"--max-lag-ms {max_lag_ms} must be 0 or more, and goes with --check"
         raise UsageError(msg)
     settings = _output.load_settings(config)
-    wanted = _groups.Wanted(topic, everything or topic is not None, check, max_lag_ms)
+    wanted = _groups.Wanted(topic, group, everything or topic is not None, check, max_lag_ms)
     _output.run_async(_groups.show(settings, wanted, form))
+
+
+def forget_group(
+    group: Annotated[str, typer.Argument(metavar="GROUP", help="Such as mdp-consumers-archive.")],
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    config: _output.ConfigOption = None,
+) -> None:
+    """Remove a group's positions for good, so that the bus keeps nothing for it any more.
+
+    For one that was given up. Refused while any of its members is alive.
+    """
+    from market_data_pipeline.cli import _forget
+
+    _output.run_async(_forget.forget(_output.load_settings(config), group, yes))

@@ -83,12 +83,20 @@ async def _verify(
         return await verify(backends.store, log, scope, list(settings.micro_batch.windows_ns))
 
 
+def _read(report: Report) -> str:
+    """How many events were read, and where."""
+    if not report.from_archive:
+        return f"{report.from_log:,} read from the log"
+    archived = f"{report.from_archive:,} read from the archive"
+    return f"{report.from_log:,} read from the log, {archived}" if report.from_log else archived
+
+
 def _show(report: Report) -> None:
     from market_data_core.events import format_ts
 
-    rate = report.events / max(report.seconds, 1e-9)
+    rate = (report.from_log + report.from_archive) / max(report.seconds, 1e-9)
     typer.echo(f"{'windows':<16} {report.windows:,} compared")
-    typer.echo(f"{'events':<16} {report.events:,} read from the log, {rate:,.0f}/s")
+    typer.echo(f"{'events':<16} {_read(report)}, {rate:,.0f}/s")
     if report.open:
         typer.echo(f"{'open':<16} {report.open:,} windows that a lane or feed has not finished")
     for why, count in report.unverifiable.most_common():
@@ -106,7 +114,7 @@ def _show(report: Report) -> None:
     title = f"{report.differences:,} difference{'s' if report.differences > 1 else ''}"
     if len(rows) < report.differences:
         title += f", of which these are the first {len(rows)}"
-    columns = ("problem", "provider", "symbol", "interval", "ts", "column", "stored", "by the log")
+    columns = ("problem", "provider", "symbol", "interval", "ts", "column", "stored", "computed")
     _output.show_table(columns, rows, title)
     if report.moved:
         typer.echo("bars were written meanwhile: stop the writers, or give --to, and verify again")

@@ -13,7 +13,7 @@ from market_data_pipeline.archive.shelf import Shelf, Table
 TOPIC = "mdp.events"
 
 
-@pytest.mark.parametrize("log_id", ["9f8e7d6c5b", "a-b_-c-d-e"])  # Kafka's have hyphens
+@pytest.mark.parametrize("log_id", ["9f8e7d6c5b", "a-b_-c-d-e", "bT/L/BKUQ"])  # Kafka's are base64
 def test_only_what_older_owners_staged_is_swept(tmp_path: Path, log_id: str) -> None:
     shelf = Shelf(tmp_path)
     older, newer = (Segment(TOPIC, log_id, 0, 7, token) for token in (2, 4))

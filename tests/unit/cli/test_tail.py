@@ -88,7 +88,7 @@ def test_bars_and_letters_are_lines_too(topic: Home) -> None:
 def test_raw_records(topic: Home) -> None:
     (record,) = lines(topic.ok("stream", "tail", *TOPIC, "--limit", "1", "--raw"))
 
-    assert set(record) == {"partition", "offset", "append_ts", "count", "payload"}
+    assert set(record) == {"topic", "partition", "offset", "append_ts", "count", "payload"}
 
 
 def test_from_and_until_take_offsets_and_times(topic: Home) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from bisect import bisect_left
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from typing import cast
 
 import pytest
@@ -132,3 +132,16 @@ async def test_partitions_are_merged_by_time(seed: int) -> None:
     found = [record async for record in _log.merged(cast("Bus", bus), "t", spans)]
     wanted = [*logs[0], *logs[1], *logs[2], *logs[3][10:100]]
     assert found == sorted(wanted, key=lambda r: (r.append_ts, r.partition, r.offset))
+
+
+@pytest.mark.parametrize("seed", range(5))
+async def test_topics_are_merged_by_time(seed: int) -> None:
+    topics = [log(30, seed + n) for n in range(3)] + [[]]
+
+    async def records(topic: list[Record]) -> AsyncIterator[Record]:
+        for record in topic:
+            yield record
+
+    found = [place async for place in _log.in_order([records(t) for t in topics])]
+    every = [(n, r) for n, topic in enumerate(topics) for r in topic]
+    assert found == sorted(every, key=lambda p: (p[1].append_ts, p[0], p[1].offset))
