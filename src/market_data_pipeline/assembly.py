@@ -141,10 +141,12 @@ class Assembly:
 
     async def result_topics(self, bars_topic: str) -> None:
         """Create the topics that results are published to, if they do not exist."""
-        letters = asyncio.ensure_future(self.bus.create_topic(LETTERS_TOPIC, 1))
-        if await self.bus.find_topic(bars_topic) is None:
-            await self.bus.create_topic(bars_topic, self.settings.bus.partitions)
-        await letters
+
+        async def bars() -> None:
+            if await self.bus.find_topic(bars_topic) is None:
+                await self.bus.create_topic(bars_topic, self.settings.bus.partitions)
+
+        await asyncio.gather(self.bus.create_topic(LETTERS_TOPIC, 1), bars())
 
     def produced(self, producer: Producer | LiveProducer) -> None:
         """Take a producer's count over into the run's progress."""

@@ -67,7 +67,7 @@ class Flow:
         Raises:
             UsageError: a vendor refuses what is asked for.
         """
-        await self._live_topics()
+        await self._live_topics(stop)
         rate = RateCoordinator()
         router = ProviderRouter(providers, rate)
         tasks: list[asyncio.Task[Any]] = [
@@ -108,7 +108,7 @@ class Flow:
             stop: ends the work; what was read is committed.
             drain: after `stop`, first read what is there (for at most ten seconds).
         """
-        await self._live_topics()
+        await self._live_topics(stop)
         return await LiveBatchers(self._parts, _DRAIN_S if drain else 0.0).run(stop)
 
     async def archive(
@@ -150,11 +150,11 @@ class Flow:
         await feeding
         return summary
 
-    async def _live_topics(self) -> None:
-        bus = self._parts.settings.bus
-        await patient(lambda: self._parts.result_topics(bus.bars_topic))
+    async def _live_topics(self, stop: asyncio.Event) -> None:
+        parts, bus = self._parts, self._parts.settings.bus
+        await patient(lambda: parts.result_topics(bus.bars_topic), stop=stop)
         outside = bus.type == "kafka"  # whose own tools can add partitions
-        await patient(lambda: self._parts.generations.open(bus.partitions, enter=outside))
+        await patient(lambda: parts.generations.open(bus.partitions, enter=outside), stop=stop)
 
 
 def open_providers(

@@ -67,7 +67,7 @@ class LiveBatchers:
         began, progress = time.perf_counter(), self.parts.progress
         stopping = asyncio.create_task(stop.wait())
         try:
-            await patient(self._look)
+            await patient(self._look, stop=stop)
             while True:
                 waiting = {stopping, *(work.task for work in self._works.values())}
                 done, _ = await asyncio.wait(

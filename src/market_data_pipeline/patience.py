@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import TypeVar
 
 import structlog
@@ -17,20 +18,29 @@ _PAUSE_MIN_S, _PAUSE_MAX_S = 0.05, 2.0
 
 
 async def patient(
-    call: Callable[[], Awaitable[T]], retried: Callable[[], None] = lambda: None
+    call: Callable[[], Awaitable[T]],
+    retried: Callable[[], None] = lambda: None,
+    stop: asyncio.Event | None = None,
 ) -> T:
     """The call's result, made again after every transient error, ever more slowly.
 
     Args:
         call: what to do; safe to do again.
         retried: told of every further try.
+        stop: once it is set, nobody wants to wait any more.
+
+    Raises:
+        TransientError: of the last try before `stop`.
     """
     pause_s = _PAUSE_MIN_S
     while True:
         try:
             return await call()
         except TransientError as error:
+            if stop and stop.is_set():
+                raise
             log.warning("waiting", error=str(error), seconds=round(pause_s, 2))
             retried()
-        await asyncio.sleep(pause_s)
+        with suppress(TimeoutError):
+            await asyncio.wait_for((stop or asyncio.Event()).wait(), pause_s)
         pause_s = min(2 * pause_s, _PAUSE_MAX_S)

@@ -102,7 +102,7 @@ class Archiver:
         once: bool,
     ) -> None:
         while not stop.is_set():
-            for info in await patient(self._find):
+            for info in await patient(self._find, stop=stop):
                 if info.name not in tasks:
                     work = self._topic(info).run(stop, once)
                     tasks[info.name] = asyncio.create_task(work)

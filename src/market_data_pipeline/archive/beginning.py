@@ -56,7 +56,7 @@ async def beginning(
     if not cause:
         return Beginning(known)
     log.error(
-        "the log has lost events before they were archived",
+        "the log may have lost events before they were archived",
         topic=info.name,
         partition=partition,
         cause=cause,

@@ -141,10 +141,12 @@ class Member:
         self._told.set()
         self._mine |= {p.partition for p in places}
         if places:
-            log.info("partitions given", topic=self._topic, partitions=sorted(self._mine))
+            given = sorted(p.partition for p in places)
+            log.info("partitions given", topic=self._topic, partitions=given)
 
     def _revoked(self, consumer: Consumer, places: list[TopicPartition]) -> None:
         consumer.incremental_unassign(places)
-        self._mine -= {p.partition for p in places}
-        if places:
-            log.info("partitions taken", topic=self._topic, partitions=sorted(self._mine))
+        taken = {p.partition for p in places}
+        self._mine -= taken
+        if taken:
+            log.info("partitions taken", topic=self._topic, partitions=sorted(taken))

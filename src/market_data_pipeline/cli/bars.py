@@ -102,7 +102,7 @@ def _show(frame: pl.DataFrame, rows: int, output: Path | None) -> None:
     from market_data_store.frames import with_iso_times
 
     shown = with_iso_times(frame.select(_SHOWN).tail(rows))
-    title = f"{len(frame):,} bars"
+    title = f"{len(frame):,} bar{'s' if len(frame) != 1 else ''}"
     if len(shown) < len(frame):
         title = f"The last {len(shown):,} of {title}"
     _output.show_table(_SHOWN, shown.iter_rows(), title, _NUMBERS, output)
