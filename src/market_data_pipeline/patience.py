@@ -42,5 +42,6 @@ async def patient(
             log.warning("waiting", error=str(error), seconds=round(pause_s, 2))
             retried()
         with suppress(TimeoutError):
-            await asyncio.wait_for((stop or asyncio.Event()).wait(), pause_s)
+            async with asyncio.timeout(pause_s):
+                await (stop or asyncio.Event()).wait()
         pause_s = min(2 * pause_s, _PAUSE_MAX_S)

@@ -143,15 +143,24 @@ class Link:
     async def _translated(self, keys: Sequence[str]) -> AsyncIterator[None]:
         task = asyncio.current_task()
         cancelled = task.cancelling() if task else 0
+
+        def forgotten() -> bool:
+            """Whether the driver has dropped a cancellation.
+
+            Its wait_for does, before Python 3.12, if it comes with an answer or an error: who
+            waits for the end of the task would wait for ever.
+            """
+            return task is not None and task.cancelling() > cancelled
+
         try:
             yield
         except (errors.RedisError, OSError) as error:
+            if forgotten():
+                raise asyncio.CancelledError from error
             if "WRONGTYPE" in str(error):
                 raise await self._in_the_way(error, keys) from None
             raise self._ours(error) from None
-        if task and task.cancelling() > cancelled:
-            # the driver's wait_for, before Python 3.12, forgets a cancellation that comes with
-            # its answer: who waits for the end of the task would wait for ever
+        if forgotten():
             raise asyncio.CancelledError
 
     def _ours(self, error: Exception) -> MdpError:

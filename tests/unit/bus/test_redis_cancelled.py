@@ -7,26 +7,33 @@ from contextlib import suppress
 from typing import Any
 
 import pytest
+from redis import exceptions as errors
 
 from market_data_pipeline.bus._redis_link import Link
 
 
 class Swallowing:
-    """A driver that takes a cancellation for an answer, as its wait_for does before Python 3.12."""
+    """A driver that takes a cancellation for an answer, as its wait_for does before Python 3.12.
 
-    def __init__(self) -> None:
-        self.called = asyncio.Event()
+    Or for an error.
+    """
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.called, self._error = asyncio.Event(), error
 
     async def execute_command(self, *_: Any) -> bytes:
         self.called.set()
         with suppress(asyncio.CancelledError):
             await asyncio.Event().wait()
+        if self._error:
+            raise self._error
         return b"PONG"
 
 
-async def test_a_cancellation_is_not_forgotten() -> None:
+@pytest.mark.parametrize("error", [None, errors.TimeoutError("too late")])
+async def test_a_cancellation_is_not_forgotten(error: Exception | None) -> None:
     link = Link("redis://127.0.0.1:1/0")
-    driver: Any = Swallowing()
+    driver: Any = Swallowing(error)
     link.client, own = driver, link.client
     calling = asyncio.create_task(link.call("PING"))
     await driver.called.wait()
