@@ -94,8 +94,7 @@ def run_kafka(prepared: Messages) -> Result:
         return int(datetime.fromisoformat(value["src_ts"]).timestamp() * 1_000)
 
     def row(value: Any) -> list[Any]:
-        at = datetime.fromisoformat(value["src_ts"])
-        return [at, value["seq"], value["c"], value["v"]]
+        return [value[name] for name in ("src_ts", "seq", "c", "v")]  # times of equal width
 
     with servers.kafka() as broker, tempfile.TemporaryDirectory() as directory:
         servers.topic(broker)
