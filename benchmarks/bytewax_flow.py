@@ -20,6 +20,7 @@ from benchmarks.contender import BarRow, Contender, Result, answer_of
 from benchmarks.python_loop import bar_of
 from benchmarks.servers import PARTITIONS, TOPIC, Messages
 from benchmarks.workload import BATCH_ROWS, LATENESS_NS, WINDOW_NS, Cache
+from market_data_core.intervals import NS_PER_S
 
 
 class _Wire(msgspec.Struct, gc=False):
@@ -34,11 +35,14 @@ class _Wire(msgspec.Struct, gc=False):
 
 _decode = msgspec.json.Decoder(_Wire).decode
 _ALIGN = datetime(2025, 1, 1, tzinfo=UTC)
+_NEVER = datetime(2200, 1, 1, tzinfo=UTC)
 Source = Any
 
 
-def _run(source: Source, keyed: Callable[[Any], Any], events: int, lost: int = 0) -> Result:
-    """One run; `lost` is how many of the bars at the end belong to no workload."""
+def _run(
+    source: Source, keyed: Callable[[Any], Any], events: int, end: datetime = _NEVER
+) -> Result:
+    """One run; what is later than `end` belongs to no workload."""
     import bytewax.operators as op
     from bytewax.dataflow import Dataflow
     from bytewax.operators import windowing as win
@@ -51,19 +55,24 @@ def _run(source: Source, keyed: Callable[[Any], Any], events: int, lost: int = 0
         now_getter=lambda: _ALIGN,
     )
     windower = win.TumblingWindower(align_to=_ALIGN, length=timedelta(microseconds=WINDOW_NS / 1e3))
-    bars: list[BarRow] = []
+    bars: list[BarRow | None] = []
     flow = Dataflow("bars")
     rows = op.input("in", flow, source)
     if keyed is not _as_it_is:
         rows = op.map("parse", rows, keyed)
     windows = win.collect_window("window", rows, clock, windower)
-    worked_out = op.map("bar", windows.down, lambda item: bar_of(item[1][1]))
+
+    def worked(item: Any) -> BarRow | None:
+        rows = item[1][1]
+        return bar_of(rows) if rows[0][0] < end else None
+
+    worked_out = op.map("bar", windows.down, worked)
     op.output("out", worked_out, TestingSink(bars))
     started = perf_counter()
     run_main(flow)
     seconds = perf_counter() - started
-    del bars[len(bars) - lost :]
-    return Result(seconds, answer_of(bars, events - sum(bar[6] for bar in bars)))
+    found = [bar for bar in bars if bar]
+    return Result(seconds, answer_of(found, events - sum(bar[6] for bar in found)))
 
 
 def _as_it_is(item: Any) -> Any:
@@ -109,6 +118,10 @@ def _keyed(data: bytes | str) -> tuple[str, tuple[datetime, int, float, float]]:
     return event.symbol, (event.src_ts, event.seq, event.c, event.v)
 
 
+def _end(prepared: Messages) -> datetime:
+    return datetime.fromtimestamp(prepared.end_ts // NS_PER_S, UTC)
+
+
 def run_kafka(prepared: Messages) -> Result:
     """Single JSON messages from a broker, by its own connector; nothing is stored."""
     from bytewax.connectors.kafka import KafkaSource
@@ -117,7 +130,7 @@ def run_kafka(prepared: Messages) -> Result:
         servers.topic(broker)
         broker.fill(prepared.rows)
         source = KafkaSource([broker.address], [broker.topic], tail=False, batch_size=BATCH_ROWS)
-        return _run(source, lambda message: _keyed(message.value), prepared.events, PARTITIONS)
+        return _run(source, lambda message: _keyed(message.value), prepared.events, _end(prepared))
 
 
 def run_redis(prepared: Messages) -> Result:
@@ -151,7 +164,7 @@ def run_redis(prepared: Messages) -> Result:
 
     with servers.redis() as broker:
         broker.fill(prepared.rows)
-        return _run(Streams(broker.address), _keyed, prepared.events, PARTITIONS)
+        return _run(Streams(broker.address), _keyed, prepared.events, _end(prepared))
 
 
 _REQUIRES = ("bytewax",)
