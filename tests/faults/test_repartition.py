@@ -235,7 +235,8 @@ def test_partitions_change_while_feeds_run_and_processes_die(lab: Lab) -> None:
     forwarded = sum(
         c.forwarded for g in generations(lab) for c in checks.checkpoints(lab, g.topic).values()
     )
-    assert forwarded > 2 * len(SYMBOLS)  # some of what the feed wrote that slept, too
+    # and whatever the feed that slept wrote before it looked again, which may be nothing
+    assert forwarded >= 2 * len(SYMBOLS)
     check(lab, produced)
     assert "no difference" in lab.run("verify")
     assert lab.run("conservation").count(" yes") == PARTITIONS + 7 + 2 + 1
