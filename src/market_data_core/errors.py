@@ -11,6 +11,7 @@
     ├── LogLostError              the log no longer holds what a checkpoint was built on
     │   └── LogHoleError          ... but goes on behind what is missing
     ├── OutOfOrder            a recording has to be sorted before it is read
+    ├── ModelError                a model gave no usable answer: its breaker counts it
     └── RejectedError             one piece of input can never be used: goes to the dead letters
 """
 
@@ -80,6 +81,18 @@ class RejectedError(MdpError):
 
     Attributes:
         reason: a short word of a bounded set, used as a metric label and by ``mdp dlq``.
+    """
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class ModelError(MdpError):
+    """A model did not answer in time, failed, or answered nonsense.
+
+    Attributes:
+        reason: a short word of a bounded set, used as a metric label.
     """
 
     def __init__(self, reason: str, message: str) -> None:

@@ -32,6 +32,8 @@ PACKAGES = {
     "provider": "market_data_pipeline.providers",
     "bus": "market_data_pipeline.bus",
     "store": "market_data_store.backends",
+    "feature": "market_data_pipeline.features",
+    "inference": "market_data_pipeline.inference.adapters",
 }
 """The package that holds each stage's backends."""
 

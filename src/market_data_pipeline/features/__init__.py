@@ -1,0 +1,1 @@
+"""Features over closed bars: one file per family."""

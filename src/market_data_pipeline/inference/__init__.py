@@ -1,0 +1,1 @@
+"""Rules and models over feature columns."""
