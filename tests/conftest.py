@@ -35,7 +35,7 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.delenv(name)
 
 
-def _missing(what: str) -> NoReturn:
+def skip_without(what: str) -> NoReturn:
     """Skip the test; where all tests have to run, fail it."""
     if os.environ.get("CI"):
         pytest.fail(what)
@@ -46,7 +46,7 @@ def _missing(what: str) -> NoReturn:
 def recorded_data() -> Path:
     """The folder of recorded market data; absent outside CI: skipped, absent in CI: failed."""
     if not RECORDED.is_dir():
-        _missing(f"recorded market data is not in {RECORDED}")
+        skip_without(f"recorded market data is not in {RECORDED}")
     return RECORDED
 
 
@@ -57,7 +57,7 @@ def postgres() -> Iterator[Server]:
 
     with postgres.running() as server:
         if server is None:
-            _missing(postgres.MISSING)
+            skip_without(postgres.MISSING)
         yield server
 
 
@@ -68,7 +68,7 @@ def redis_server() -> Iterator[RedisServer]:
 
     with redis.running() as server:
         if server is None:
-            _missing(redis.MISSING)
+            skip_without(redis.MISSING)
         yield server
 
 
@@ -79,5 +79,5 @@ def kafka() -> Iterator[KafkaServer]:
 
     with kafka.running() as server:
         if server is None:
-            _missing(kafka.MISSING)
+            skip_without(kafka.MISSING)
         yield server

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
@@ -16,7 +15,6 @@ from market_data_core._config_types import (
     check_interval,
     from_env,
 )
-from market_data_core.errors import UsageError
 from market_data_core.intervals import NS_PER_MS, parse_interval
 
 STORE_URI_DEFAULT = "${MDP_STORE_URI:-${MDS_DSN:-sqlite:///${MDP_HOME:-.mdp}/store.db}}"
@@ -181,92 +179,6 @@ class MicroBatchSettings(SettingsModel):
     def base_ns(self) -> int:
         """Length in nanoseconds of the base window: what divides every window, the longest such."""
         return math.gcd(*self.windows_ns)
-
-
-class FeatureWindow(SettingsModel):
-    """One feature over one horizon."""
-
-    name: str = Field(
-        pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", description="Name of the column that rules can use."
-    )
-    horizon: Interval = Field(description="How far back it looks, such as `60s`.")
-    feature: str = Field(
-        default="", description="Family, such as `vwap`. Empty: the name without its horizon."
-    )
-
-    @model_validator(mode="after")
-    def _named(self) -> Self:
-        if self.feature:
-            return self
-        family, _, suffix = self.name.rpartition("_")
-        try:
-            matches = bool(family) and parse_interval(suffix) == parse_interval(self.horizon)
-        except UsageError:
-            matches = False
-        if not matches:
-            msg = (
-                f"name {self.name!r} is not a family and the horizon, such as "
-                f"'vwap_{self.horizon}'; rename it or give feature:"
-            )
-            raise ValueError(msg)
-        return self
-
-    @property
-    def family(self) -> str:
-        """The feature family that computes it."""
-        return self.feature or self.name.rpartition("_")[0]
-
-
-class FeaturesSettings(SettingsModel):
-    """Rolling features over bars."""
-
-    windows: tuple[FeatureWindow, ...] = Field(
-        default=(
-            FeatureWindow(name="vwap_1m", horizon="60s"),
-            FeatureWindow(name="ret_30s", horizon="30s"),
-            FeatureWindow(name="vol_5m", horizon="300s"),
-        ),
-        max_length=256,
-        description="Features with horizons of their own, beside the bare families.",
-        json_schema_extra={"shown_default": "vwap_1m, ret_30s, vol_5m"},
-    )
-
-    @model_validator(mode="after")
-    def _distinct(self) -> Self:
-        check_distinct([window.name for window in self.windows])
-        return self
-
-
-class RulesAdapterSettings(SettingsModel):
-    """Rules over feature columns."""
-
-    enabled: bool = Field(default=True, description="Whether rules are evaluated.")
-    file: Path = Field(default=Path("configs/rules.yaml"), description="The rules.")
-
-
-class SklearnAdapterSettings(SettingsModel):
-    """A scikit-learn model."""
-
-    enabled: bool = Field(default=False, description="Whether the model is evaluated.")
-    model_path: str = Field(default="", description="The model's file.")
-    sha256: str = Field(
-        default="",
-        pattern=r"^([0-9a-fA-F]{64})?$",
-        description="Checksum the file must have, in hex.",
-    )
-
-
-class AdaptersSettings(SettingsModel):
-    """Who turns features into signals."""
-
-    rules: RulesAdapterSettings = Field(default_factory=RulesAdapterSettings)
-    sklearn: SklearnAdapterSettings = Field(default_factory=SklearnAdapterSettings)
-
-
-class InferenceSettings(SettingsModel):
-    """From features to signals."""
-
-    adapters: AdaptersSettings = Field(default_factory=AdaptersSettings)
 
 
 def _upper(value: Any) -> Any:

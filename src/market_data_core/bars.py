@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import isnan
 from typing import Any, Literal
@@ -60,6 +61,34 @@ class BarBatch:
         """Rows at `index` (integers or a boolean mask)."""
         columns = {name: getattr(self, name)[index] for name in ("codes", "ts", *VALUE_COLUMNS)}
         return replace(self, **columns)
+
+    @classmethod
+    def concat(cls, batches: Sequence[BarBatch]) -> BarBatch:
+        """One batch of several of one provider and interval, in their order; a bar may come again.
+
+        Its state is the first one's.
+        """
+        if len(batches) == 1:
+            return batches[0]
+        codes: dict[str, int] = {}
+        moved = [
+            np.array([codes.setdefault(s, len(codes)) for s in batch.symbols], np.intp)[batch.codes]
+            for batch in batches
+        ]
+        columns: dict[str, Any] = {
+            name: np.concatenate([getattr(batch, name) for batch in batches])
+            for name in ("ts", *VALUE_COLUMNS)
+        }
+        return replace(batches[0], symbols=tuple(codes), codes=np.concatenate(moved), **columns)
+
+    def first_starts(self) -> dict[str, int]:
+        """Symbol -> start of its earliest bar, UTC ns."""
+        if not len(self):
+            return {}
+        first = np.full(len(self.symbols), int(self.ts.max()) + 1)
+        np.minimum.at(first, self.codes, self.ts)
+        present = np.unique(self.codes).tolist()
+        return {self.symbols[code]: int(first[code]) for code in present}
 
     def symbol_column(self) -> list[str]:
         """The symbol of every row."""

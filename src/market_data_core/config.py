@@ -23,10 +23,18 @@ from market_data_core._config_bus import (
     RedisBusSettings,
     RetentionSettings,
 )
-from market_data_core._config_models import (
+from market_data_core._config_features import (
+    BAR_COLUMNS,
+    LABEL_PREFIX,
+    BarCount,
+    CountedParameters,
+    FeatureParameters,
     FeaturesSettings,
     FeatureWindow,
-    InferenceSettings,
+    feature_parameters,
+)
+from market_data_core._config_inference import InferenceSettings
+from market_data_core._config_models import (
     MicroBatchSettings,
     StoreSettings,
     TelemetrySettings,
@@ -262,10 +270,15 @@ def problems_text(
 
 
 __all__ = [
+    "BAR_COLUMNS",
     "DEFAULT_PATH",
+    "LABEL_PREFIX",
     "ArchiveSettings",
+    "BarCount",
     "BusSettings",
+    "CountedParameters",
     "EmbeddedBusSettings",
+    "FeatureParameters",
     "FeatureWindow",
     "FeaturesSettings",
     "InferenceSettings",
@@ -286,5 +299,6 @@ __all__ = [
     "check_distinct",
     "check_provider_name",
     "document",
+    "feature_parameters",
     "load_config",
 ]

@@ -19,12 +19,12 @@ from market_data_core.partitioning import partition_of
 from market_data_core.records import Bounds, Record, TopicInfo
 from market_data_core.wire import BatchBuilder
 from market_data_pipeline._verify_sources import Doubt, Source
-from market_data_pipeline.archive.checkpoint import GROUP_SUFFIX
 from market_data_pipeline.archive.covering import Covering, Forgotten
 from market_data_pipeline.archive.files import Archive, Selection
+from market_data_pipeline.positions import batch_checkpoints, groups_of
 from market_data_pipeline.timeline import Generation, Timeline
 from market_data_pipeline.windows.assigner import FOREVER, NEVER
-from market_data_pipeline.windows.checkpoint import Checkpoint, StreamState, decode_checkpoint
+from market_data_pipeline.windows.checkpoint import Checkpoint, StreamState
 
 VALUES = ("open", "high", "low", "close", "volume")
 _KEY = ("code", "ts", "seq", *VALUES)
@@ -86,12 +86,10 @@ class CountedLog:
     async def load(self) -> None:
         """Take the checkpoints as they are now."""
         self._rows = await self._store.status(self._group)
-        self._checkpoints = [
-            (row, decode_checkpoint(row.checkpoint)) for row in self._rows if row.checkpoint
-        ]
+        self._checkpoints = list(batch_checkpoints(self._rows))
         self._topics = {info.name: info for info in await self._bus.topics()}
         if self._archive:
-            rows = await self._store.status(f"{self._group}{GROUP_SUFFIX}")
+            rows = await self._store.status(groups_of(self._group)["archive"])
             self._covering = Covering(self._archive, rows)
         for row in self._rows:
             key = row.key
@@ -202,7 +200,7 @@ class CountedLog:
         return found
 
     async def read(
-        self, provider: str, kind: Kind, from_ts: int, to_ts: int, symbol: str | None
+        self, provider: str, kind: Kind, from_ts: int, to_ts: int, symbols: tuple[str, ...]
     ) -> pl.DataFrame:
         """Events in [from_ts, to_ts) that were counted and not set aside, copies included.
 
@@ -212,7 +210,7 @@ class CountedLog:
         letters = await self._letters(provider, from_ts, to_ts)
         frames = [pl.DataFrame(schema=SCHEMA)]
         sources = self.sources(provider, kind)
-        wanted = Selection(from_ts, to_ts, provider, (symbol,) if symbol else ())
+        wanted = Selection(from_ts, to_ts, provider, symbols)
         archived = await self._archived(sources, wanted, kind)
         for number, source in enumerate(sources):
             until = min(source.closed, to_ts)

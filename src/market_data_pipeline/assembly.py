@@ -21,8 +21,10 @@ from market_data_pipeline.bus import codec
 from market_data_pipeline.generations import Generations
 from market_data_pipeline.live_producer import LiveProducer
 from market_data_pipeline.observe import Observer, Waiting
+from market_data_pipeline.patience import together
 from market_data_pipeline.producer import Producer, ProducerSettings
 from market_data_pipeline.routing.feedback import FeedbackTopic
+from market_data_pipeline.signals.settings import Signalled
 from market_data_pipeline.windows.assigner import WindowSpec
 from market_data_pipeline.windows.checkpoint import Counts
 from market_data_pipeline.windows.history import LaneHistory, RawEvents
@@ -44,12 +46,14 @@ class Progress:
         produced: events appended by this run.
         note: what the run is waiting for, "" if it works.
         batchers: the micro-batchers of this run, by topic the latest last; some may have ended.
+        signalled: what was made of bars.
     """
 
     def __init__(self) -> None:
         self.produced = 0
         self.note = ""
         self.batchers: list[tuple[str, MicroBatcher]] = []
+        self.signalled = Signalled()
 
     @property
     def counts(self) -> Counts:
@@ -97,6 +101,7 @@ class Summary:
         received: events received during this run.
         seconds: how long it took, to the last commit.
         repeated: the lane was complete before; nothing had to be done.
+        signalled: what was made of the bars; None if nothing was to be.
     """
 
     topic: str
@@ -105,6 +110,7 @@ class Summary:
     received: int
     seconds: float
     repeated: bool = False
+    signalled: Signalled | None = None
 
 
 def window_spec(settings: Settings) -> WindowSpec:
@@ -146,7 +152,7 @@ class Assembly:
             if await self.bus.find_topic(bars_topic) is None:
                 await self.bus.create_topic(bars_topic, self.settings.bus.partitions)
 
-        await asyncio.gather(self.bus.create_topic(LETTERS_TOPIC, 1), bars())
+        await together(self.bus.create_topic(LETTERS_TOPIC, 1), bars())
 
     def produced(self, producer: Producer | LiveProducer) -> None:
         """Take a producer's count over into the run's progress."""

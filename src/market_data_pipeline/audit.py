@@ -10,6 +10,7 @@ from typing import Literal, TypeVar
 from market_data_core.config import Settings
 from market_data_pipeline.assembly import Progress, Summary
 from market_data_pipeline.backends import Backends
+from market_data_pipeline.patience import StoppedWaiting
 from market_data_store.jobs import (
     JobMode,
     JobRunTracker,
@@ -29,8 +30,8 @@ class Job:
         provider: the feed's name, several joined by commas, "" if it serves whatever comes.
         dataset: name of what is read, if it has an end.
         symbols: none means all.
-        rows: what counts as a row that was written: a bar that was inserted or updated, or an
-            event that was appended to the bus.
+        rows: what counts as a row that was written: a bar or a signal that was inserted or
+            updated, or an event that was appended to the bus.
     """
 
     name: str
@@ -38,7 +39,7 @@ class Job:
     provider: str = ""
     dataset: str = ""
     symbols: tuple[str, ...] = ()
-    rows: Literal["bars", "events"] = "bars"
+    rows: Literal["bars", "events", "signals"] = "bars"
 
 
 async def audited(
@@ -52,7 +53,10 @@ async def audited(
     """The result of `work`, whose course and outcome are recorded beside it.
 
     A feed that is stopped has done what it was asked to: that is a success. A recording that is
-    stopped is cancelled, since there may be more of it.
+    stopped is cancelled, since there may be more of it; so is what still waited for its bus.
+
+    Raises:
+        StoppedWaiting: it was stopped before there was a bus to work on.
     """
     run = JobRunTracker(backends.store, backends.clock).run(
         job.name,
@@ -64,7 +68,11 @@ async def audited(
         observe=lambda run: _tell(run, job, progress),
     )
     async with run:
-        done = await work
+        try:
+            done = await work
+        except StoppedWaiting:
+            await run.finish("cancelled")
+            raise
         if isinstance(done, Summary) and not done.counts.holds():
             run.fail("the conservation equation does not hold")
         elif job.mode == "backfill" and stop.is_set():
@@ -75,6 +83,10 @@ async def audited(
 def _tell(run: TrackedRun, job: Job, progress: Progress) -> None:
     if job.rows == "events":
         run.progress(rows_written=progress.produced)
+        return
+    if job.rows == "signals":
+        counts = progress.signalled.signals
+        run.progress(rows_written=counts.inserted + counts.updated)
         return
     written = progress.written
     first, last = progress.span or (None, None)

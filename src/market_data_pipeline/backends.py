@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -28,7 +29,11 @@ class Backends:
 
 @asynccontextmanager
 async def open_backends(
-    settings: Settings, clock: Clock | None = None, *, wait: bool = True
+    settings: Settings,
+    clock: Clock | None = None,
+    *,
+    wait: bool = True,
+    stop: asyncio.Event | None = None,
 ) -> AsyncIterator[Backends]:
     """The configured bus and store, ready for use, and closed at the end.
 
@@ -36,9 +41,10 @@ async def open_backends(
         settings: the configuration.
         clock: tells the time.
         wait: whether to wait for a store that cannot be used yet. Whoever only looks should not.
+        stop: once it is set, nobody wants to wait any more.
 
     Raises:
-        TransientError: without `wait`, the store cannot be used now.
+        TransientError: without `wait`, or after `stop`, the store cannot be used now.
         UsageError: a backend is not known, its driver is not installed, or a server's schema is
             of another release.
         DamagedFileError: a file is not what it should be.
@@ -48,7 +54,7 @@ async def open_backends(
     try:
         uri = settings.store.uri
         call = partial(opening.open_ready_store, uri, clock)
-        store = await (patient(call) if wait else call())
+        store = await (patient(call, stop=stop) if wait else call())
         try:
             yield Backends(bus, store, clock)
         finally:

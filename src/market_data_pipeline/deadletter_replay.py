@@ -23,8 +23,8 @@ from market_data_core.events import OFFICIAL_SUFFIX, EventBatch, Rejected, Strea
 from market_data_core.intervals import canonical_interval, format_interval
 from market_data_core.wire import BatchBuilder
 from market_data_pipeline.letters import Found, Place, Replay, event_of, runs_of
+from market_data_pipeline.positions import batch_checkpoints
 from market_data_pipeline.windows.assigner import FOREVER, NEVER, WindowSpec, floor_to
-from market_data_pipeline.windows.checkpoint import decode_checkpoint
 
 LETTERS_MAX = 50_000
 """Letters of one lane; more of them are carried in several, one after the other."""
@@ -219,10 +219,7 @@ class Guard:
         """Provider -> UTC ns before which logs may have lost ticks of it that are in bars."""
         topics = {info.name: info for info in await self._bus.topics()}
         found: dict[str, int] = {}
-        for row in await self._store.status(self._group):
-            if not row.checkpoint:
-                continue
-            checkpoint = decode_checkpoint(row.checkpoint)
+        for row, checkpoint in batch_checkpoints(await self._store.status(self._group)):
             info = topics.get(row.key.topic)
             gone = info is None or info.log_id != checkpoint.log_id
             trimmed = NEVER if gone else await self._kept_from(row.key.topic, row.key.partition)

@@ -1,4 +1,4 @@
-"""The stages wired, top to bottom: provider → bus → window → store.
+"""The stages wired, top to bottom: provider → bus → window → store → feature → inference → signal.
 
 A *live* run reads feeds into the live topic and cuts it into windows for as long as it is left
 running. A *lane* carries one recording, from its first event to its end mark.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,9 @@ from market_data_pipeline.pump import Pump
 from market_data_pipeline.routing.feedback import FeedbackListener
 from market_data_pipeline.routing.rate import RateCoordinator
 from market_data_pipeline.routing.router import ProviderRouter
+from market_data_pipeline.signals.assembly import live_signals, signal_lane
+from market_data_pipeline.signals.evaluator import Evaluator
+from market_data_pipeline.signals.settings import Signalled
 
 _DRAIN_S = 10.0
 
@@ -46,16 +50,25 @@ class Flow:
         return self._parts.progress
 
     async def record(
-        self, recording: Recording, stop: asyncio.Event, speed: float | None = None
+        self,
+        recording: Recording,
+        stop: asyncio.Event,
+        speed: float | None = None,
+        evaluator: Evaluator | None = None,
     ) -> Summary:
-        """Carry one recording from its first event to its last bar; resumes where it stood.
+        """Carry one recording from its first event to its last signal; resumes where it stood.
 
         Args:
             recording: what to carry.
             stop: ends the work.
             speed: how many times faster than their own time events are carried; None: at once.
+            evaluator: what is made of its bars once all are there; None: nothing.
         """
-        return await Lanes(self._parts, speed).record(recording, stop)
+        summary = await Lanes(self._parts, speed).record(recording, stop)
+        if evaluator and summary.topic and not stop.is_set():
+            done = await signal_lane(self._parts, evaluator, summary.topic, stop)
+            summary = replace(summary, signalled=done)
+        return summary
 
     async def produce(
         self, providers: Mapping[str, LiveProvider], symbols: tuple[str, ...], stop: asyncio.Event
@@ -129,10 +142,47 @@ class Flow:
         self._parts.progress.produced = done.events
         return done
 
+    async def infer(
+        self, stop: asyncio.Event, evaluator: Evaluator, drain: bool = False
+    ) -> Signalled:
+        """Turn closed bars of the live topic into signals until `stop` is set.
+
+        Args:
+            stop: ends the work; what was evaluated is committed.
+            evaluator: what is made of the bars.
+            drain: after `stop`, first read what is there (for at most ten seconds).
+        """
+        worker = await patient(lambda: live_signals(self._parts, evaluator), stop=stop)
+        return await worker.run(stop, _DRAIN_S if drain else 0.0)
+
     async def live(
+        self,
+        providers: Mapping[str, LiveProvider],
+        symbols: tuple[str, ...],
+        stop: asyncio.Event,
+        evaluator: Evaluator | None = None,
+    ) -> Summary:
+        """Produce, micro-batch and, with an evaluator, infer in one process."""
+        if evaluator is None:
+            return await self._live(providers, symbols, stop)
+        batched = asyncio.Event()
+        inferring = asyncio.create_task(self.infer(batched, evaluator, drain=True))
+        working = asyncio.create_task(self._live(providers, symbols, stop))
+        try:
+            await asyncio.wait({inferring, working}, return_when=asyncio.FIRST_COMPLETED)
+            if inferring.done() and not working.done():  # it has failed
+                stop.set()
+            summary = await working
+            batched.set()
+            return replace(summary, signalled=await inferring)
+        finally:
+            for task in (inferring, working):
+                task.cancel()
+            await asyncio.gather(inferring, working, return_exceptions=True)
+
+    async def _live(
         self, providers: Mapping[str, LiveProvider], symbols: tuple[str, ...], stop: asyncio.Event
     ) -> Summary:
-        """Produce and micro-batch in one process."""
         produced = asyncio.Event()
 
         async def produce() -> None:

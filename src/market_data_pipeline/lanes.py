@@ -12,19 +12,19 @@ import structlog
 
 from market_data_core.contracts.provider import Item, Recording
 from market_data_core.contracts.store import Claim, PartitionKey, WriteCounts
-from market_data_core.errors import DamagedFileError, LogLostError, OutOfOrder, TransientError
+from market_data_core.errors import DamagedFileError, LogLostError, OutOfOrder
 from market_data_core.intervals import NS_PER_MS, NS_PER_S
 from market_data_core.records import TopicInfo
 from market_data_pipeline.assembly import Assembly, Summary
+from market_data_pipeline.holding import held
 from market_data_pipeline.pace import Pace
-from market_data_pipeline.patience import patient
+from market_data_pipeline.patience import StoppedWaiting, patient, together
 from market_data_pipeline.windows.checkpoint import Counts, decode_checkpoint
 from market_data_pipeline.windows.recovery import loss
 
 log = structlog.get_logger("lanes")
 
 _LANES = "@lanes"
-_RETRY_S = 0.2
 _DRAIN_S = 10.0
 _AHEAD = 4
 _LANE_CHARS = 16
@@ -57,41 +57,42 @@ class Lanes:
 
         One recording at a time works on a store: a second one waits.
         """
-        guard = await self._claim_lanes(stop)
-        if guard is None:
-            return Summary("", Counts(), WriteCounts(), 0, 0.0)
-        keeping = asyncio.create_task(self._keep(guard))
+        key = PartitionKey(self._parts.settings.bus.group, _LANES, 0)
+        lease_ns = self._parts.settings.micro_batch.lease_ms * NS_PER_MS
+        parts = self._parts
+        async with held(parts.store, key, parts.member, lease_ns, stop, self._waits) as guard:
+            if guard is None:
+                return Summary("", Counts(), WriteCounts(), 0, 0.0)
+            return await self._guarded(recording, guard, stop)
+
+    def _waits(self, waiting: bool) -> None:
+        note = "waiting for another recording to finish" if waiting else ""
+        self._parts.progress.note = note
+
+    async def _guarded(self, recording: Recording, guard: Claim, stop: asyncio.Event) -> Summary:
+        topic = self._lane_topic(recording.presorted())
+        mine = {topic, self._lane_topic(recording)}
+        await patient(lambda: self._retire(mine), stop=stop)
+        done = await patient(lambda: self._finished(topic), stop=stop)
+        if done:
+            return done
         try:
-            topic = self._lane_topic(recording.presorted())
-            mine = {topic, self._lane_topic(recording)}
-            await patient(lambda: self._retire(mine))
-            done = await patient(lambda: self._finished(topic))
-            if done:
-                return done
-            try:
-                return await self._lane(recording, guard, stop)
-            except OutOfOrder as error:
-                self._parts.progress.note = f"{error}; sorting"
-                await patient(lambda: self._abandon(self._lane_topic(recording)))
-                return await self._lane(recording.presorted(), guard, stop)
-        finally:
-            keeping.cancel()
-            await asyncio.gather(keeping, return_exceptions=True)
-            try:
-                await self._parts.store.leave(guard.key.group, guard.key.topic, self._parts.member)
-            except TransientError as error:  # the lease will run out instead
-                log.warning("could not leave the lanes", error=str(error))
+            return await self._lane(recording, guard, stop)
+        except OutOfOrder as error:
+            self._parts.progress.note = f"{error}; sorting"
+            await patient(lambda: self._abandon(self._lane_topic(recording)), stop=stop)
+            return await self._lane(recording.presorted(), guard, stop)
 
     async def _lane(self, recording: Recording, guard: Claim, stop: asyncio.Event) -> Summary:
         topic, bus = self._lane_topic(recording), self._parts.settings.bus
         lane = topic.removeprefix(f"{bus.events_topic}.")
-        done = await patient(lambda: self._finished(topic))
+        done = await patient(lambda: self._finished(topic), stop=stop)
         if done:
             return done
         bars_topic = f"{bus.bars_topic}.{lane}"
-        info, _ = await asyncio.gather(
-            patient(lambda: self._parts.bus.create_topic(topic, bus.partitions)),
-            patient(lambda: self._parts.result_topics(bars_topic)),
+        info, _ = await together(
+            patient(lambda: self._parts.bus.create_topic(topic, bus.partitions), stop=stop),
+            patient(lambda: self._parts.result_topics(bars_topic), stop=stop),
         )
         batcher = self._parts.batcher(info, bars_topic, live=False, guard=guard)
         feeding = asyncio.create_task(self._feed(recording, info, stop))
@@ -99,7 +100,7 @@ class Lanes:
         try:
             await asyncio.wait({feeding, working}, return_when=asyncio.FIRST_COMPLETED)
             if feeding.done() and (error := feeding.exception()):
-                if not isinstance(error, OutOfOrder):
+                if not isinstance(error, (OutOfOrder, StoppedWaiting)):
                     stop.set()  # what could be read is carried as far as it goes
                     await working
                 raise error
@@ -182,9 +183,11 @@ class Lanes:
 
     async def _feed(self, recording: Recording, info: TopicInfo, stop: asyncio.Event) -> None:
         bus, numbers = self._parts.bus, range(info.partitions)
-        held = await patient(lambda: asyncio.gather(*(bus.source(info.name, p) for p in numbers)))
-        producer = self._parts.producer(info, "", sources=held)
-        pace = Pace(self._speed, max(held))
+        sources = await patient(
+            lambda: together(*(bus.source(info.name, p) for p in numbers)), stop=stop
+        )
+        producer = self._parts.producer(info, "", sources=sources)
+        pace = Pace(self._speed, max(sources))
         items = recording.read()
         coming = asyncio.ensure_future(asyncio.to_thread(_take, items))
         while not stop.is_set():
@@ -203,29 +206,3 @@ class Lanes:
             if not some:
                 await producer.end()
                 return
-
-    async def _claim_lanes(self, stop: asyncio.Event) -> Claim | None:
-        lease_ns = self._parts.settings.micro_batch.lease_ms * NS_PER_MS
-        key = PartitionKey(self._parts.settings.bus.group, _LANES, 0)
-        while not stop.is_set():
-            claim = await patient(
-                lambda: self._parts.store.claim(key, self._parts.member, lease_ns)
-            )
-            if claim:
-                self._parts.progress.note = ""
-                return claim
-            self._parts.progress.note = "waiting for another recording to finish"
-            await asyncio.sleep(_RETRY_S)
-        return None
-
-    async def _keep(self, guard: Claim) -> None:
-        lease_ns = self._parts.settings.micro_batch.lease_ms * NS_PER_MS
-        owned = {guard.key.partition: guard.token}
-        while True:
-            try:
-                await self._parts.store.heartbeat(
-                    guard.key.group, guard.key.topic, self._parts.member, lease_ns, owned
-                )
-            except TransientError as error:
-                log.warning("heartbeat missed", error=str(error))
-            await asyncio.sleep(lease_ns / NS_PER_S / 6)

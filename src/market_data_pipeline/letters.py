@@ -21,6 +21,7 @@ from market_data_core.events import StreamEvent
 from market_data_core.records import Entry, Record, TopicInfo
 from market_data_core.wire import decode_event
 from market_data_pipeline.assembly import LETTERS_TOPIC
+from market_data_pipeline.past_holes import poll_past_holes
 
 REPLAYS_TOPIC = f"{LETTERS_TOPIC}.replays"
 MAGIC = b"MDPY"
@@ -83,7 +84,7 @@ async def records_of(bus: Bus, topic: str) -> AsyncIterator[Record]:
     bounds = await bus.bounds(topic, 0)
     position = bounds.first
     while position < bounds.next:
-        records = (await bus.poll(topic, {0: position}, _POLL_BYTES, 0)).get(0)
+        records = (await poll_past_holes(bus, topic, {0: position}, _POLL_BYTES, 0)).get(0)
         if not records:
             return
         for record in records:
@@ -109,7 +110,7 @@ async def letters_at(bus: Bus, places: Sequence[Place]) -> list[Found]:
         if not bounds.first <= offset < bounds.next:
             continue
         if offset not in ready:  # what lies near comes with it
-            polled = await bus.poll(LETTERS_TOPIC, {0: offset}, _POLL_BYTES, 0)
+            polled = await poll_past_holes(bus, LETTERS_TOPIC, {0: offset}, _POLL_BYTES, 0)
             ready = {record.offset: record for record in polled.get(0, ())}
         if offset in ready:
             letters = letters_in(ready[offset])
@@ -236,7 +237,7 @@ class Replays:
     async def _forget_old(self, bus: Bus) -> None:
         """Trim what was said of letters that their topic has trimmed."""
         bounds = await bus.bounds(LETTERS_TOPIC, 0)
-        kept = await bus.poll(LETTERS_TOPIC, {0: bounds.first}, 1, 0)
+        kept = await poll_past_holes(bus, LETTERS_TOPIC, {0: bounds.first}, 1, 0)
         if 0 in kept:
             before = (await bus.bounds(REPLAYS_TOPIC, 0)).next
             oldest = kept[0][0].append_ts

@@ -106,6 +106,31 @@ ARCHIVE_WAITING_BYTES = Gauge(
     "reckoned against archive.memory_bytes_max.",
 )
 
+FEATURES_UPDATE_DURATION = Histogram(
+    "features_update_duration_seconds",
+    "Time to compute all features of the bars that came together, in seconds, by the bars' "
+    "length; all symbols are computed at once, so that their label is `*`.",
+    ["symbol", "window"],
+    buckets=_WRITE_S,
+)
+INFERENCE_EVAL_DURATION = Histogram(
+    "inference_eval_duration_seconds",
+    "Time to evaluate one adapter on the bars that came together, in seconds.",
+    ["adapter"],
+    buckets=_WRITE_S,
+)
+SIGNALS_EMITTED = Counter(
+    "signals_emitted_total",
+    "Signals stored that are new or have changed, by their name and adapter; names beyond the "
+    "first hundred of a process are counted as 'other'.",
+    ["name", "adapter"],
+)
+SIGNALS_RETRACTED = Counter(
+    "signals_retracted_total",
+    "Signals taken back because a bar was restated, by their name and adapter.",
+    ["name", "adapter"],
+)
+
 # Feedback is handled in microseconds; above 10 ms an event loop is overloaded.
 _FEEDBACK_MS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 50.0, 100.0)
 
@@ -162,6 +187,9 @@ class BoundedLabel:
 
 PROVIDER = BoundedLabel(VALUES_MAX)
 """The label of a provider's name, which anybody who writes to the bus may choose."""
+
+SIGNAL = BoundedLabel(VALUES_MAX)
+"""The label of a signal's name."""
 
 SOURCE = BoundedLabel(VALUES_MAX)
 """The label of a feedback event's source, which likewise anybody may choose."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import structlog
 
@@ -15,6 +15,10 @@ T = TypeVar("T")
 log = structlog.get_logger("patience")
 
 _PAUSE_MIN_S, _PAUSE_MAX_S = 0.05, 2.0
+
+
+class StoppedWaiting(TransientError):
+    """Nobody wants to wait any more for what is away; the message is that of the last try."""
 
 
 async def patient(
@@ -30,7 +34,7 @@ async def patient(
         stop: once it is set, nobody wants to wait any more.
 
     Raises:
-        TransientError: of the last try before `stop`.
+        StoppedWaiting: `stop` was set, and the last try failed too.
     """
     pause_s = _PAUSE_MIN_S
     while True:
@@ -38,10 +42,21 @@ async def patient(
             return await call()
         except TransientError as error:
             if stop and stop.is_set():
-                raise
+                raise StoppedWaiting(str(error)) from error
             log.warning("waiting", error=str(error), seconds=round(pause_s, 2))
             retried()
         with suppress(TimeoutError):
             async with asyncio.timeout(pause_s):
                 await (stop or asyncio.Event()).wait()
         pause_s = min(2 * pause_s, _PAUSE_MAX_S)
+
+
+async def together(*work: Awaitable[Any]) -> list[Any]:
+    """The results of all, in order; the first error ends the others too."""
+    tasks = [asyncio.ensure_future(each) for each in work]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Literal
@@ -22,6 +23,7 @@ from market_data_core.bars import VALUE_COLUMNS
 from market_data_core.contracts.store import Store
 from market_data_core.events import OFFICIAL_SUFFIX, SRC_TS_MAX, SRC_TS_MIN, Kind
 from market_data_core.intervals import format_interval, parse_interval
+from market_data_core.tables import BARS, Select
 from market_data_pipeline._verify_batch import BAR_SCHEMA, BatchQuery, official_bars
 from market_data_pipeline._verify_raw import CountedLog
 from market_data_pipeline._verify_sources import Doubt
@@ -39,15 +41,21 @@ class Scope:
 
     Attributes:
         provider: as stored.
-        symbol: upper case.
+        symbols: upper case; empty for all.
         start: UTC ns.
         end: UTC ns, exclusive.
     """
 
     provider: str | None = None
-    symbol: str | None = None
+    symbols: tuple[str, ...] = ()
     start: int | None = None
     end: int | None = None
+
+    @property
+    def where(self) -> dict[str, Sequence[str]]:
+        """Provider and symbols, as the store is asked for them."""
+        provider = {} if self.provider is None else {"provider": [self.provider]}
+        return provider | ({"symbol": self.symbols} if self.symbols else {})
 
     @property
     def span(self) -> tuple[int, int]:
@@ -118,7 +126,7 @@ async def verify(store: Store, log: CountedLog, scope: Scope, intervals_ns: list
     began = time.perf_counter()
     await log.load()
     report = Report()
-    bars = await store.bars(scope.symbol, None, scope.provider, scope.start, scope.end)
+    bars = await store.select(Select(BARS, scope.where, scope.start, scope.end))
     stored = bars.select(
         "provider", "symbol", "interval", pl.col("ts").cast(pl.Int64), *VALUE_COLUMNS, "state"
     )
@@ -162,7 +170,7 @@ class _Run:
     async def _official(self, stored: pl.DataFrame) -> dict[str, pl.DataFrame]:
         """A vendor's own bars by interval."""
         start, end = self._scope.span
-        events = await self._log.read(self._feed, "bar", start, end, self._scope.symbol)
+        events = await self._log.read(self._feed, "bar", start, end, self._scope.symbols)
         names = {*stored["interval"].unique(), *events["interval"].unique()}
         return {n: official_bars(events.filter(pl.col("interval") == n)) for n in sorted(names)}
 
@@ -181,7 +189,9 @@ class _Run:
         query = BatchQuery(lengths, owed_from)
         for start, end in pairwise(_cuts(stored, self._scope)):
             query.add(
-                await self._log.read(self._feed, "tick", start, end, self._scope.symbol), start, end
+                await self._log.read(self._feed, "tick", start, end, self._scope.symbols),
+                start,
+                end,
             )
         return {format_interval(length): query.bars(length) for length in lengths}
 

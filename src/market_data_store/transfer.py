@@ -14,7 +14,6 @@ from collections.abc import (
     Generator,
     Iterator,
     Mapping,
-    Sequence,
 )
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -26,7 +25,7 @@ from market_data_core.contracts.store import Tables
 from market_data_core.errors import UsageError
 from market_data_core.tables import Select, Table
 from market_data_store.coordinator._calls import maybe_await
-from market_data_store.frames import closing, with_iso_times
+from market_data_store.frames import closing, json_lines, with_iso_times
 
 if TYPE_CHECKING:
     import polars as pl
@@ -68,9 +67,9 @@ async def export_rows(store: Tables, select: Select, path: str, form: Form) -> i
                 msg = "parquet cannot be written to standard output in parts; name a file"
                 raise UsageError(msg)
             return await _write_lines(frames, select.table, sys.stdout.buffer)
-        with _replacing(Path(path)) as part:
+        with replacing(Path(path)) as part:
             if form == "parquet":
-                return await _write_parquet(frames, part)
+                return await write_parquet(frames, part)
             with part.open("wb") as file:
                 rows = await _write_lines(frames, select.table, file)
                 await asyncio.to_thread(os.fsync, file.fileno())
@@ -167,8 +166,14 @@ async def _frames(store: Tables, select: Select) -> AsyncIterator[pl.DataFrame]:
 
 
 @contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A file to be written beside `path`, which takes its place at the end, or is removed."""
+def replacing(path: Path) -> Iterator[Path]:
+    """A file to be written beside `path`, which takes its place at the end, or is removed.
+
+    Its folder is for it alone.
+
+    Raises:
+        UsageError: it cannot be written.
+    """
     try:
         with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
             part = Path(folder) / "part"
@@ -192,17 +197,8 @@ async def _write_lines(frames: AsyncIterator[pl.DataFrame], table: Table, file: 
 
 
 def _write_frame(frame: pl.DataFrame, table: Table, file: IO[bytes]) -> None:
-    names = frame.columns
-    places = [names.index(c.name) for c in table.columns if c.kind == "json"]
-    encoder, lines = msgspec.json.Encoder(), []
-    for row in with_iso_times(frame).iter_rows():
-        values: Sequence[Any] = row
-        if places:
-            values = list(row)
-            for place in places:
-                values[place] = msgspec.Raw(values[place])
-        lines.append(encoder.encode(dict(zip(names, values, strict=True))))
-    file.write(b"".join(line + b"\n" for line in lines))
+    nested = [column.name for column in table.columns if column.kind == "json"]
+    file.write(b"".join(line + b"\n" for line in json_lines(frame, nested)))
 
 
 @contextmanager
@@ -250,8 +246,12 @@ def _read_line(number: int, line: bytes, file: IO[bytes]) -> Iterator[Numbered]:
 # Parquet
 
 
-async def _write_parquet(frames: AsyncIterator[pl.DataFrame], path: Path) -> int:
-    """By way of one file for each frame: a Parquet file cannot be written frame by frame."""
+async def write_parquet(frames: AsyncIterator[pl.DataFrame], path: Path) -> int:
+    """Write frames of one kind to a Parquet file; returns how many rows.
+
+    It goes by way of one file beside it for each frame, since a Parquet file cannot be written
+    frame by frame.
+    """
     import polars as pl
 
     rows, parts = 0, list[Path]()

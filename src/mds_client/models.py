@@ -17,10 +17,10 @@ from market_data_core.bars import BarState
 from market_data_core.errors import UsageError
 from market_data_core.events import NAME_MAX, OFFICIAL_SUFFIX, SYMBOL_RULE, is_provider, is_symbol
 from market_data_core.intervals import canonical_interval
+from market_data_core.signals import SIGNAL_NAME_MAX, SignalState
 from market_data_store.coordinator import register_model
 
 OptionType = Literal["C", "P"]
-SignalState = Literal["active", "retracted"]
 
 _YEAR_MIN, _YEAR_MAX = 1900, 2200
 _TEXT_MAX = 200
@@ -309,7 +309,7 @@ class SignalRow(_Record, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         self._check_feed()
-        self._text("name", length_max=_TEXT_MAX)
+        self._text("name", length_max=SIGNAL_NAME_MAX)
         self._check_number("value")
         self._check_time("ts")
         self._check_optional("score")

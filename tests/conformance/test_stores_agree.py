@@ -14,7 +14,9 @@ from market_data_core import registry
 from market_data_core.bars import BarBatch, BarState
 from market_data_core.clock import ManualClock
 from market_data_core.contracts.store import Store
+from market_data_core.signals import Signal
 from market_data_core.testing._store_owning import T0, FakeGroup, S, batch, claimed
+from market_data_core.testing._store_signals import signals_of
 
 if TYPE_CHECKING:
     from tests.servers.postgres import Server
@@ -43,9 +45,26 @@ def _batches(rng: np.random.Generator) -> list[BarBatch]:
     return out
 
 
+def _signals(rng: np.random.Generator) -> list[Signal]:
+    """Signals of few keys, several of one key among them."""
+    return [
+        Signal(
+            provider="p",
+            symbol=f"S{k % 5}",
+            ts=T0 + int(k // 5) * S,
+            name=str(rng.choice(["up", "Down", "ü"])),
+            value=float(rng.integers(3)) / 3,
+            score=None if rng.random() < 0.3 else float(rng.random()),
+            state="retracted" if rng.random() < 0.2 else "active",
+            metadata={"x": float(rng.integers(2)), "n": [None, "ü"]},
+        )
+        for k in rng.integers(0, 40, rng.integers(0, 60)).tolist()
+    ]
+
+
 @pytest.mark.parametrize("seed", range(3))
 async def test_stores_agree(postgres: Server, tmp_path: Path, seed: int) -> None:
-    """Counts, bars, replaced versions, refused rows and messages, commit by commit."""
+    """Counts, bars, replaced versions, refused rows, signals and messages, commit by commit."""
     uri, file = postgres.new_schema(), tmp_path / "store.db"
     clock = ManualClock(T0)
     stores: list[Store] = [
@@ -60,10 +79,10 @@ async def test_stores_agree(postgres: Server, tmp_path: Path, seed: int) -> None
         rng = np.random.default_rng(seed)
         for _ in range(_COMMITS):
             clock.advance(S)
-            bars = _batches(rng)
+            bars, signals = _batches(rng), _signals(rng)
             done: list[Any] = []
             for i, store in enumerate(stores):
-                groups[i] = replace(groups[i], bars=bars)
+                groups[i] = replace(groups[i], bars=bars, signals=signals)
                 result = await store.commit([groups[i]], [])
                 groups[i] = groups[i].next(bars_topic="bars")
                 bad = [(row.batch, row.row) for row in result.bad.get(0, [])]
@@ -71,16 +90,19 @@ async def test_stores_agree(postgres: Server, tmp_path: Path, seed: int) -> None
                     (item.message.key, item.message.count, item.message.min_ts, item.message.max_ts)
                     for item in result.outbox
                 ]
-                done.append((result.counts, bad, sent))
+                done.append((result.counts, result.signals, bad, sent))
             assert done[0] == done[1]
         frames = [await store.bars() for store in stores]
         assert len(frames[0]) > 300
         assert frames[0].equals(frames[1])
+        theirs = [await signals_of(store) for store in stores]
+        assert len(theirs[0]) > 60
+        assert theirs[0] == theirs[1]
     finally:
         for store in stores:
             await store.close()
     with sqlite3.connect(file) as db:
-        theirs = db.execute(_HISTORY).fetchall()
+        history = db.execute(_HISTORY).fetchall()
     db.close()
-    assert len(theirs) > 100
-    assert sorted(map(repr, postgres.query(_HISTORY, uri))) == sorted(map(repr, theirs))
+    assert len(history) > 100
+    assert sorted(map(repr, postgres.query(_HISTORY, uri))) == sorted(map(repr, history))

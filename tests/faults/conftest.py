@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.conftest import _missing
+from tests.conftest import skip_without
 from tests.faults.brokers import BehindProxies
 from tests.faults.buses import Log, on_kafka, on_redis
 from tests.faults.lab import THOROUGH, Lab
@@ -82,7 +82,7 @@ def kafka() -> Iterator[BehindProxies]:
 
     with kafka.running(kind=BehindProxies) as server:
         if server is None:
-            _missing(kafka.MISSING)
+            skip_without(kafka.MISSING)
         assert isinstance(server, BehindProxies)
         try:
             yield server

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from urllib.parse import urlsplit, urlunsplit
 
 import pytest
-from tests.conftest import _missing
+from tests.conftest import skip_without
 from tests.faults import checks
 from tests.faults.brokers import WAYS, BehindProxies
 from tests.faults.buses import Log, on_kafka, on_redis
@@ -265,7 +265,7 @@ class Place:
 
 def _on_redis(_: pytest.FixtureRequest, stack: ExitStack) -> Place:
     if redis.binary() is None:
-        _missing(redis.MISSING)
+        skip_without(redis.MISSING)
     # it keeps what it has confirmed, as every second it would not: nothing may be missing here
     server = stack.enter_context(redis.running("--appendfsync", "always"))
     assert server

@@ -83,6 +83,9 @@ class MemoryBus:
     async def append(self, topic: str, entries: Sequence[Entry]) -> None:
         await asyncio.sleep(0)
         for e in entries:
+            if (topic, e.partition) not in self.logs:
+                raise LogLostError(f"{topic} {e.partition}")
+        for e in entries:
             if e.key and e.key in self.keys[topic]:
                 continue
             self.keys[topic].add(e.key)

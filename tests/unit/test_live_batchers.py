@@ -12,7 +12,7 @@ import pytest
 from market_data_core.clock import ManualClock
 from market_data_core.config import Settings
 from market_data_core.contracts.store import Message, PartitionKey
-from market_data_core.errors import LogLostError
+from market_data_core.errors import LogLostError, TransientError
 from market_data_core.events import make_batch
 from market_data_core.partitioning import partition_of
 from market_data_core.records import Entry, Mark
@@ -22,6 +22,7 @@ from market_data_pipeline.backends import Backends, open_backends
 from market_data_pipeline.bus import codec
 from market_data_pipeline.generations import Generations, lead_ns, sealed_at
 from market_data_pipeline.live_batchers import LiveBatchers
+from market_data_pipeline.patience import StoppedWaiting
 from market_data_pipeline.windows.checkpoint import decode_checkpoint
 from market_data_pipeline.windows.group import PartitionGroup
 
@@ -201,3 +202,17 @@ async def test_a_log_that_is_gone_ends_the_run(world: World, tmp_path: Path) -> 
         (tmp_path / "bus" / f"{TOPICS[2]}.db").unlink()
         with pytest.raises(LogLostError):
             await asyncio.wait_for(asyncio.shield(task), 20)
+
+
+async def test_who_is_asked_to_end_does_not_wait_for_a_bus_that_is_away(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop = asyncio.Event()
+
+    async def away() -> None:
+        stop.set()
+        raise TransientError("the bus is away")
+
+    monkeypatch.setattr(world.parts.generations, "refresh", away)
+    with pytest.raises(StoppedWaiting, match="the bus is away"):
+        await asyncio.wait_for(world.batchers.run(stop), 10)

@@ -23,6 +23,7 @@ from market_data_core.feedback import FeedbackLevel
 from market_data_core.records import Mark, Record
 from market_data_core.testing.strategies import START_NS
 from market_data_pipeline import flow as flow_module
+from market_data_pipeline import pump as pump_module
 from market_data_pipeline.assembly import Summary
 from market_data_pipeline.backends import Backends
 from market_data_pipeline.bus import codec
@@ -254,3 +255,84 @@ async def test_marks_surround_what_is_held() -> None:
     pumping.cancel()
     await asyncio.gather(pumping, return_exceptions=True)
     assert await until(7) == ["0", "pause", "progress", str(S), "pause", "progress", "pause"]
+
+
+class Steps:
+    """The pump's clock and sleep: time passes, and a sleep ends, when the test says so."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self.slept = asyncio.Queue[float]()
+        self.over = asyncio.Semaphore(0)
+
+    def monotonic(self) -> float:
+        return self.now
+
+    async def sleep(self, delay_s: float) -> None:
+        self.slept.put_nowait(delay_s)
+        await self.over.acquire()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(asyncio, name)
+
+
+class HeldProducer:
+    """Each flush takes until the test lets it end."""
+
+    full = False
+
+    def __init__(self) -> None:
+        self.taken = 0
+        self.flushed = asyncio.Queue[int]()
+        self.over = asyncio.Semaphore(0)
+
+    def add(self, _: Item) -> None:
+        self.taken += 1
+
+    async def flush(self) -> None:
+        self.flushed.put_nowait(self.taken)
+        await self.over.acquire()
+
+    async def pause(self) -> None:
+        return
+
+
+async def test_an_item_waits_no_longer_than_the_first_of_its_flush(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Nor do those that came while others were written wait anew."""
+    feed, steps, producer = Feed(), Steps(), HeldProducer()
+    monkeypatch.setattr(pump_module, "time", steps)
+    monkeypatch.setattr(pump_module, "asyncio", steps)
+
+    async def taken(count: int) -> None:
+        feed.put(tick(count, count))
+        while feed.asked <= count:
+            await asyncio.sleep(0)
+        assert producer.taken == count
+
+    pump = Pump(cast("Any", producer), 60.0, lambda _: None)
+    stream = cast("Any", feed.stream(cast("Any", None)))
+    pumping = asyncio.create_task(pump.run(stream))
+    try:
+        async with asyncio.timeout(ENOUGH_S):
+            await taken(1)
+            assert await steps.slept.get() == 60.0
+            steps.now += 40
+            await taken(2)
+            assert steps.slept.empty()
+            steps.now += 20
+            steps.over.release()
+            assert await producer.flushed.get() == 2
+            steps.now += 10
+            await taken(3)
+            steps.now += 30
+            await taken(4)
+            producer.over.release()
+            assert await steps.slept.get() == 30.0
+            steps.over.release()
+            assert await producer.flushed.get() == 4
+    finally:
+        producer.over.release()
+        pumping.cancel()
+        await asyncio.gather(pumping, return_exceptions=True)

@@ -75,6 +75,9 @@ class Bus(Protocol):
 
         Raises:
             TransientError: the log is full, locked or unreachable; nothing was acknowledged.
+            LogLostError: the topic is not the one that this client knew: it was removed, replaced,
+                or has fewer partitions. Told once; then the topic that is there is used.
+            UsageError: there is no such topic, or no such partition.
         """
         ...
 
@@ -108,7 +111,8 @@ class Bus(Protocol):
         partition cannot starve the others; at least one record of a non-empty partition comes.
 
         Raises:
-            LogLostError: a position lies before what is kept, or behind the end.
+            LogLostError: a position lies before what is kept, or behind the end, or the topic was
+                removed or replaced, which is told once.
             LogHoleError: records between a position and the next one have been lost; the same
                 poll again goes on behind them.
         """

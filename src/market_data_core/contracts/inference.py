@@ -70,11 +70,13 @@ class Adapter(Protocol):
         name: the adapter's kind, e.g. ``rules``.
         version: SHA-256 of what it evaluates, in hex: the same version gives the same signals.
         names: the names of all signals that it can give.
+        cooldown_ns: the longest cooldown of any of them.
     """
 
     name: str
     version: str
     names: tuple[str, ...]
+    cooldown_ns: int
 
     def columns(self, interval: str) -> Mapping[str, int]:
         """Column -> how many bars back it is looked at, for bars of `interval`.

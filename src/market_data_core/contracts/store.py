@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from market_data_core.bars import BarBatch
+from market_data_core.signals import Signal
 from market_data_core.tables import Policy, Select, StoreStatus, Table
 
 if TYPE_CHECKING:
@@ -107,7 +108,7 @@ class BadRow:
 
 
 class Group(Protocol):
-    """The unit of work: one partition's bars, checkpoint and messages, written together."""
+    """The unit of work: one partition's bars, signals, checkpoint and messages as one write."""
 
     @property
     def claim(self) -> Claim:
@@ -121,7 +122,17 @@ class Group(Protocol):
 
     @property
     def bars_topic(self) -> str:
-        """Topic on which changed bars are published, "" for none."""
+        """Topic on which stored bars are published, "" for none."""
+        ...
+
+    @property
+    def tells_all(self) -> bool:
+        """Whether bars that were stored as they are before are published too, not changes alone."""
+        ...
+
+    @property
+    def signals(self) -> Sequence[Signal]:
+        """Signals to insert, or to put in the place of what is stored under their keys."""
         ...
 
     @property
@@ -130,9 +141,10 @@ class Group(Protocol):
         ...
 
     def finish(self, bad: Sequence[BadRow]) -> tuple[bytes, Sequence[Message]]:
-        """The checkpoint and messages, given which bars could not be written.
+        """The checkpoint and messages, those of signals among them.
 
-        Called inside the transaction, after the bars; must not block or have effects.
+        Called inside the transaction, given which bars were refused; must not block or have
+        effects.
         """
         ...
 
@@ -143,11 +155,11 @@ class Group(Protocol):
 
 @dataclass(slots=True)
 class WriteCounts:
-    """What a write did to the bars it was given; the terms add up to their number.
+    """What a write did to the rows it was given; the terms add up to their number.
 
     Attributes:
-        kept: refused because the stored bar was made of more events.
-        bad: refused by the database for good.
+        kept: bars refused because the stored bar was made of more events.
+        bad: bars refused by the database for good.
     """
 
     inserted: int = 0
@@ -167,12 +179,13 @@ class CommitResult:
     """What a commit did.
 
     Attributes:
-        counts: over all bars of all groups.
+        counts: over the bars of all groups; `signals` likewise.
         outbox: what is to be published now, in order.
         bad: partition -> its bad rows.
     """
 
     counts: WriteCounts = field(default_factory=WriteCounts)
+    signals: WriteCounts = field(default_factory=WriteCounts)
     outbox: list[OutboxItem] = field(default_factory=list)
     bad: dict[int, list[BadRow]] = field(default_factory=dict)
 
@@ -209,6 +222,7 @@ class Commits(Protocol):
 
         Raises:
             FencedError: a claim no longer holds; nothing was written.
+            RejectedError: a signal can never be stored; nothing was written.
         """
         ...
 
@@ -249,12 +263,13 @@ class Positions(Protocol):
         """Write all groups in one transaction, and forget outbox rows already `published`.
 
         Args:
-            groups: at most one for each partition.
+            groups: at most one a partition; of several signals with one key the last counts.
             published: ids of outbox rows.
             guard: a claim that must still hold for the commit to be allowed.
 
         Raises:
             FencedError: a claim no longer holds; nothing was written.
+            RejectedError: a signal can never be stored; nothing was written.
         """
         ...
 
@@ -297,8 +312,8 @@ class Tables(Protocol):
         Args:
             table: any but that of the bars.
             rows: objects with an attribute for each column of ``table.written``; times are
-                datetimes with a zone, days are dates, JSON are dictionaries or lists. Of several
-                rows with one key the last counts.
+                datetimes with a zone or UTC ns, days are dates, JSON are dictionaries or lists. Of
+                several rows with one key the last counts.
 
         Raises:
             RejectedError: a row can never be stored; nothing was written.

@@ -6,13 +6,13 @@ from __future__ import annotations
 import asyncio
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import ClassVar
 
 import pytest
 
 from market_data_core.contracts.bus import Bus
-from market_data_core.errors import UsageError
+from market_data_core.errors import LogLostError, TransientError, UsageError
 from market_data_core.records import Entry, Record, TopicInfo
 
 OpenBus = Callable[[], Bus]
@@ -21,6 +21,7 @@ OpenBus = Callable[[], Bus]
 TOPIC = "suite.events"
 PLENTY = 1 << 30
 """More bytes than any test writes."""
+_WAIT_S = 30.0
 _HOSTILE = (
     "", ".", "..", "../up", "/etc/passwd", "a/b", "a\\b", "a b", "a\nb", "a\n", "a\0b", "-rf",
     "%s", "é", "a;DROP TABLE log", "'", '"', "*", "a" * 201,
@@ -75,6 +76,16 @@ async def refused(*calls: object) -> None:
     for call in calls:
         with pytest.raises(UsageError):
             await call  # type: ignore[misc]
+
+
+async def _patient(call: Callable[[], Awaitable[None]]) -> None:
+    """The outcome of a call that is made again while the log is away."""
+    async with asyncio.timeout(_WAIT_S):
+        while True:
+            try:
+                return await call()
+            except TransientError:
+                await asyncio.sleep(0.01)
 
 
 class BusWritingSuite:
@@ -151,6 +162,64 @@ class BusWritingSuite:
         assert await totals(other) == (0, 0)
         await other.append(TOPIC, [entry("y", key="k")])
         assert texts(await read_all(other)) == ["y"]
+
+    @pytest.mark.parametrize("left", [0, 2])
+    async def test_a_topic_that_was_removed_under_a_writer(
+        self, open_bus: OpenBus, left: int
+    ) -> None:
+        """Or has fewer partitions: a log that was lost, which is told once."""
+        bus, other = open_bus(), open_bus()
+        await bus.create_topic(TOPIC, 3)
+        entries = [entry(text, p) for p, text in enumerate("abc")]
+        await bus.append(TOPIC, entries)
+        await other.drop_topic(TOPIC)
+        if left:
+            await other.create_topic(TOPIC, left)
+        with pytest.raises(LogLostError):
+            await _patient(lambda: bus.append(TOPIC, [entry("lost", 2)]))
+        found = await bus.find_topic(TOPIC)
+        assert (found.partitions if found else 0) == left
+        await bus.create_topic(TOPIC, left or 3)
+        again = [entry("d", 1, key="k"), entry("e", 1, key="k"), entry("f", 1)]
+        await bus.append(TOPIC, again)
+        assert texts(await read_all(bus, 1)) == texts(await read_all(other, 1)) == ["d", "f"]
+
+    async def test_a_topic_that_was_replaced_is_told_of_however_it_was_found(
+        self, open_bus: OpenBus
+    ) -> None:
+        """Whoever looks it up does not keep it from those who write and read; each hears once."""
+        bus, other = open_bus(), open_bus()
+        made = await bus.create_topic(TOPIC, 2)
+        await bus.append(TOPIC, [entry("a")])
+        await read_all(bus)
+        await other.drop_topic(TOPIC)
+        again = await other.create_topic(TOPIC, 2)
+        assert await bus.find_topic(TOPIC) == again != made
+        assert await bus.topics() == [again]
+        with pytest.raises(LogLostError):
+            await bus.append(TOPIC, [entry("b")])
+        with pytest.raises(LogLostError):
+            await bus.poll(TOPIC, {0: 0}, 1, 0)
+        await bus.append(TOPIC, [entry("c")])
+        assert await bus.find_topic(TOPIC) == again
+        await bus.append(TOPIC, [entry("d")])
+        assert texts(await read_all(bus)) == texts(await read_all(other)) == ["c", "d"]
+
+    async def test_a_topic_that_was_replaced_under_a_reader(self, open_bus: OpenBus) -> None:
+        """It is told, also while it waits; then the new one can be read."""
+        bus, other = open_bus(), open_bus()
+        await bus.create_topic(TOPIC, 1)
+        await bus.append(TOPIC, [entry("a"), entry("b")])
+        position = (await read_all(bus))[-1].offset + 1
+        waiting = asyncio.create_task(bus.poll(TOPIC, {0: position}, PLENTY, _WAIT_S))
+        await asyncio.wait({waiting}, timeout=0.02)
+        await other.drop_topic(TOPIC)
+        again = await other.create_topic(TOPIC, 1)
+        await other.append(TOPIC, [entry("c")])
+        with pytest.raises(LogLostError):
+            await waiting
+        assert await bus.find_topic(TOPIC) == again
+        assert texts(await read_all(bus)) == ["c"]
 
     @pytest.mark.parametrize("name", _HOSTILE, ids=repr)
     async def test_a_name_that_is_none_is_refused(self, open_bus: OpenBus, name: str) -> None:

@@ -23,6 +23,7 @@ from market_data_core.contracts.store import (
     Store,
 )
 from market_data_core.errors import FencedError
+from market_data_core.signals import Signal
 
 OpenStore = Callable[[Clock], Store]
 """Opens one more client of the same, at first empty, database."""
@@ -52,6 +53,8 @@ class FakeGroup:
     gaps: Sequence[Gap] = ()
     checkpoint: bytes = b"checkpoint"
     messages: Sequence[Message] = ()
+    signals: Sequence[Signal] = ()
+    tells_all: bool = False
     finished: list[list[BadRow]] = field(default_factory=list)
 
     def finish(self, bad: Sequence[BadRow]) -> tuple[bytes, Sequence[Message]]:

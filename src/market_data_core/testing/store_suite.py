@@ -47,6 +47,7 @@ from market_data_core.testing._store_owning import (
     opened,
 )
 from market_data_core.testing._store_reading import StoreReadingSuite
+from market_data_core.testing._store_signals import StoreSignalsSuite
 from market_data_core.testing._store_tables import HOSTILE, StoreTablesSuite
 
 __all__ = ["OpenStore", "Query", "StoreSuite"]
@@ -76,7 +77,7 @@ async def started(store: Store) -> FakeGroup:
     return group
 
 
-class StoreSuite(StoreOwningSuite, StoreTablesSuite, StoreReadingSuite):
+class StoreSuite(StoreOwningSuite, StoreTablesSuite, StoreSignalsSuite, StoreReadingSuite):
     """The contract of :class:`market_data_core.contracts.store.Store`, test by test."""
 
     async def test_counts_say_what_was_done(self, open_store: OpenStore) -> None:

@@ -10,6 +10,7 @@ import msgspec
 from market_data_core.bars import BarBatch
 from market_data_core.contracts.store import BadRow, Claim, Gap, Message, PartitionStatus
 from market_data_core.errors import DamagedFileError
+from market_data_core.signals import Signal
 
 GROUP_SUFFIX = "-archive"
 """Added to the consumer group's name: the archive's members are a group of their own."""
@@ -95,9 +96,15 @@ class ArchiveGroup:
     claim: Claim
     checkpoint: ArchiveCheckpoint
     bars_topic: str = ""
+    tells_all: bool = False
 
     @property
     def bars(self) -> Sequence[BarBatch]:
+        """None."""
+        return ()
+
+    @property
+    def signals(self) -> Sequence[Signal]:
         """None."""
         return ()
 

@@ -187,6 +187,7 @@ class Appender:
         """Put what is left of an append in line; blocking, one after the other.
 
         Raises:
+            LogLostError: the topic is gone, or has fewer partitions.
             TransientError: there is no room in the line.
             UsageError: an entry is too large.
         """
@@ -199,10 +200,15 @@ class Appender:
         except KafkaException as error:
             raise self._link.error(error.args[0], what) from error
 
+    def forget(self, entries: Sequence[Entry]) -> None:
+        """Send the whole sequence if it is given again: what of it was confirmed is lost."""
+        self._begun.pop(id(entries), None)
+
     async def confirmed(self, append: Append, what: str) -> None:
         """Return when the log has all of an append.
 
         Raises:
+            LogLostError: the topic is gone, or has fewer partitions.
             TransientError: not in time.
             UsageError: the log refuses it.
         """

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import asynccontextmanager, suppress
 from typing import TypeVar
 
+import structlog
+
 from market_data_core.config import BusSettings
-from market_data_core.errors import TransientError, UsageError
+from market_data_core.errors import LogLostError, MdpError, TransientError, UsageError
 from market_data_core.records import Bounds, Entry, Place, Record, TopicInfo
+from market_data_core.redaction import redact
 from market_data_pipeline.bus._kafka_appender import Appender, Known
 from market_data_pipeline.bus._kafka_browser import Browser
 from market_data_pipeline.bus._kafka_link import Link
@@ -19,6 +23,9 @@ from market_data_pipeline.bus._kafka_reader import Reader
 from market_data_pipeline.bus._kafka_topics import LATEST, Topics
 from market_data_pipeline.bus._kafka_trimmer import Trimmer
 from market_data_pipeline.bus._topics import (
+    WHILE_IN_USE,
+    Doing,
+    Losses,
     NoTopicError,
     check_name,
     check_partition,
@@ -26,11 +33,18 @@ from market_data_pipeline.bus._topics import (
 )
 
 T = TypeVar("T")
+log = structlog.get_logger("kafka")
 
 _THREADS_MAX = 128
 _KEYS_BACK = 2000
 _OVERHEAD = 1024
 _IDLE_READERS_MAX = 4
+
+
+def _tell_failure(preparing: Future[None]) -> None:
+    error = None if preparing.cancelled() else preparing.exception()
+    if error:
+        log.warning("no producer could be made ready", error=redact(str(error)))
 
 
 class KafkaBus:
@@ -46,6 +60,7 @@ class KafkaBus:
         self._threads = ThreadPoolExecutor(_THREADS_MAX, "kafka")
         self._infos: dict[str, TopicInfo] = {}
         self._doubted: set[str] = set()
+        self._losses = Losses()
         self._known: dict[str, Known] = {}
         self._idle: dict[str, list[Reader]] = {}
         self._members: dict[tuple[str, str, str], Member] = {}
@@ -61,7 +76,9 @@ class KafkaBus:
         info = await self._in_thread(lambda: self._topics.create(name, partitions))
         self._remember(name, info)
         check_partitions(info, partitions)
-        self._threads.submit(self._appender.prepare, self._topics.on_broker(name))
+        self._losses.forget(name)
+        preparing = self._threads.submit(self._appender.prepare, self._topics.on_broker(name))
+        preparing.add_done_callback(_tell_failure)
         return info
 
     async def find_topic(self, name: str) -> TopicInfo | None:
@@ -80,6 +97,7 @@ class KafkaBus:
         check_name(name)
         await self._in_thread(lambda: self._topics.drop(name))
         self._remember(name, None)
+        self._losses.forget(name)
 
     def _remember(self, name: str, info: TopicInfo | None) -> None:
         """Take note of a topic; of another one of its name nothing is known any more."""
@@ -88,6 +106,7 @@ class KafkaBus:
         if info:
             self._infos[name] = info
         if known and known != info:
+            self._losses.note(name)
             self._known.pop(name, None)
             self._browser.forget(name)
             with self._pool:
@@ -95,24 +114,49 @@ class KafkaBus:
             for reader in idle:
                 self._threads.submit(reader.close)
 
-    async def _info(self, name: str, *partitions: int) -> TopicInfo:
-        """The topic, which has to have the partitions."""
+    async def _info(self, name: str, *partitions: int, doing: Doing | None = None) -> TopicInfo:
+        """The topic, which has to have the partitions, and to be the one it was for `doing`."""
         info = None if name in self._doubted else self._infos.get(name)
         if info is None:
             info = await self.find_topic(name)
+        if doing:
+            self._losses.tell(name, doing)
         if info is None:
             raise NoTopicError(name)
         for partition in partitions:
             check_partition(info, partition)
         return info
 
+    @asynccontextmanager
+    async def _telling(self, name: str, doing: Doing) -> AsyncIterator[None]:
+        """Append or poll within it: a topic that turns out to be gone is a lost log, once."""
+        with self._losses.told(name, doing):
+            try:
+                yield
+            except (LogLostError, NoTopicError) as error:
+                lost = name in self._infos
+                with suppress(MdpError):
+                    await self.find_topic(name)
+                if lost and isinstance(error, NoTopicError):
+                    msg = f"topic {name!r} {WHILE_IN_USE}"
+                    raise LogLostError(msg) from error
+                raise
+
     # ---- appending -------------------------------------------------------------------------
 
     async def append(self, topic: str, entries: Sequence[Entry]) -> None:
         """Append all entries; returns when every replica in sync has them."""
+        try:
+            async with self._telling(topic, "append"):
+                await self._append(topic, entries)
+        except LogLostError:
+            self._appender.forget(entries)
+            raise
+
+    async def _append(self, topic: str, entries: Sequence[Entry]) -> None:
         what = f"topic {topic!r}"
         async with self._order:  # what was asked for first is in line first
-            info = await self._info(topic, *{e.partition for e in entries})
+            info = await self._info(topic, *{e.partition for e in entries}, doing="append")
             known = self._known.setdefault(topic, Known())
             on_broker = self._topics.on_broker(topic)
             append = self._appender.begun(on_broker, entries)
@@ -182,17 +226,23 @@ class KafkaBus:
         self, topic: str, positions: Mapping[int, int], max_bytes: int, timeout_s: float
     ) -> dict[int, list[Record]]:
         """Records from each partition's position on; waits up to `timeout_s` for some."""
-        info = await self._info(topic, *positions)
-        if not positions:
-            await asyncio.sleep(timeout_s)
-            return {}
+        async with self._telling(topic, "poll"):
+            info = await self._info(topic, *positions, doing="poll")
+            if not positions:
+                await asyncio.sleep(timeout_s)
+                return {}
+            return await self._read(info, positions, max_bytes, timeout_s)
+
+    async def _read(
+        self, info: TopicInfo, positions: Mapping[int, int], max_bytes: int, timeout_s: float
+    ) -> dict[int, list[Record]]:
         abandoned = threading.Event()
 
         def stopped() -> bool:
             return abandoned.is_set() or self._closed.is_set()
 
         def read() -> dict[int, list[Record]]:
-            reader = self._reader(topic, positions)
+            reader = self._reader(info.name, positions)
             try:
                 found = reader.read(positions, max_bytes, timeout_s, stopped)
             except BaseException:

@@ -14,6 +14,7 @@ from confluent_kafka.admin import AdminClient
 from market_data_core.config import KafkaBusSettings
 from market_data_core.errors import LogLostError, MdpError, TransientError, UsageError
 from market_data_core.redaction import redact
+from market_data_pipeline.bus._topics import WHILE_IN_USE
 
 T = TypeVar("T")
 log = structlog.get_logger("kafka")
@@ -30,6 +31,7 @@ _PRODUCER = {
     "acks": "all",
     "message.timeout.ms": "0",  # what was not confirmed in time stays in line, in its order
     "linger.ms": "0",  # entries come together
+    "allow.auto.create.topics": "false",  # one that was removed would come back as the broker likes
     "queue.buffering.max.messages": "200000",
     "queue.buffering.max.kbytes": "262144",
 }
@@ -215,8 +217,8 @@ class Link:
             return UsageError(
                 f"{text}; raise bus.kafka.message_max_bytes, and max.message.bytes of the topic"
             )
-        if error.code() in _UNKNOWN:
-            return UsageError(f"{what} does not exist")
+        if error.code() in _UNKNOWN:  # whoever works with it has looked for it before
+            return LogLostError(f"{what}: the topic, or its partition, {WHILE_IN_USE}")
         if error.code() in _REFUSED:
             return UsageError(f"{text}; see bus.kafka and the rights of its user")
         return self._transient(text)

@@ -47,6 +47,7 @@ class Member:
         self._options = more
         self._mine: frozenset[int] = frozenset()
         self._error: MdpError | None = None
+        self._displaced = ""
         self._asked = time.monotonic()
         self._leaving = threading.Event()
         self._told = threading.Event()
@@ -63,9 +64,12 @@ class Member:
         """What is ours now.
 
         Raises:
-            UsageError: the brokers do not let us in.
+            UsageError: the brokers do not let us in; or, from then on until it leaves, another
+                process has taken this member's place.
         """
         self._asked = time.monotonic()
+        if self._displaced:
+            raise UsageError(self._displaced)
         error, self._error = self._error, None
         if error:
             raise error
@@ -82,7 +86,7 @@ class Member:
         self._thread.join(2 * self._link.timeout_s)
 
     def _stay(self) -> None:
-        while not self._leaving.is_set():
+        while not (self._leaving.is_set() or self._displaced):
             if self._is_forgotten():
                 self._leaving.wait(_POLL_S)
                 continue
@@ -92,7 +96,7 @@ class Member:
                 consumer.subscribe([self._topic], **calls, on_lost=self._revoked)
                 self._poll(consumer)
             except KafkaException as error:  # of a rebalance that came to nothing
-                self._error = self._link.error(error.args[0], self._what)
+                self._expelled(error.args[0])
             finally:
                 consumer.close()
                 self._mine = frozenset()
@@ -109,20 +113,22 @@ class Member:
             if error is None or error.code() == KafkaError._PARTITION_EOF:
                 continue
             if error.fatal() or error.code() == KafkaError._FATAL:
-                self._error = self._expulsion(error)
+                self._expelled(error)
                 return
             translated = self._link.error(error, self._what)
             if not isinstance(translated, TransientError):
                 self._error = translated
 
-    def _expulsion(self, error: KafkaError) -> MdpError:
+    def _expelled(self, error: KafkaError) -> None:
+        """Join again, but not where another process would be thrown out in turn."""
         instance = self._link.settings.group_instance_id
-        if not (instance and "fenced" in error.str()):
-            return self._link.error(error, self._what)
-        return UsageError(
-            f"another process has become {instance!r} in {self._what}: "
-            "bus.kafka.group_instance_id has to differ between processes"
-        )
+        if instance and "fenced" in error.str():
+            self._displaced = (
+                f"another process has become {instance!r} in {self._what}: "
+                "bus.kafka.group_instance_id has to differ between processes"
+            )
+        else:
+            self._error = self._link.error(error, self._what)
 
     def _commit(self, consumer: Consumer) -> None:
         with self._lock:

@@ -11,6 +11,7 @@ from market_data_pipeline.bus import _redis_scripts as scripts
 from market_data_pipeline.bus._redis_link import Link
 from market_data_pipeline.bus._redis_topic import Topic
 from market_data_pipeline.bus._topics import (
+    Losses,
     NoTopicError,
     check_name,
     check_partition,
@@ -26,10 +27,11 @@ class Directory:
     Args:
         link: the server.
         prefix: what every key begins with.
+        losses: takes note of topics that are gone.
     """
 
-    def __init__(self, link: Link, prefix: str) -> None:
-        self._link, self._prefix = link, prefix
+    def __init__(self, link: Link, prefix: str, losses: Losses) -> None:
+        self._link, self._prefix, self._losses = link, prefix, losses
         self._known: dict[str, Topic] = {}
 
     @property
@@ -49,6 +51,7 @@ class Directory:
         answer = await self._link.run(scripts.CREATE, keys, fresh, partitions, _FORMAT, name)
         info = self._remember(name, answer).info
         check_partitions(info, partitions)
+        self._losses.forget(name)
         return info
 
     async def find(self, name: str) -> Topic | None:
@@ -57,7 +60,7 @@ class Directory:
         fields = ("log_id", "partitions", "format")
         answer = await self._link.call("HMGET", meta, *fields, keys=[meta])
         if answer[0] is None:
-            self._known.pop(name, None)
+            self._forget(name)
             return None
         return self._remember(name, answer)
 
@@ -70,8 +73,9 @@ class Directory:
         """Remove a topic and all it holds; no error if it does not exist."""
         topic = await self.find(name)
         if topic is not None:
-            del self._known[name]
+            self._forget(name)
             await self._link.run(scripts.DROP, [self._all, *topic.keys], name)
+        self._losses.forget(name)
 
     async def get(self, name: str, partition: int = 0) -> Topic:
         """The topic as this client knows it.
@@ -100,8 +104,13 @@ class Directory:
         info = TopicInfo(name, log_id, int(partitions))
         known = self._known.get(name)
         if known is None or known.info != info:
+            self._forget(name)
             known = self._known[name] = Topic(info, self._key(name))
         return known
+
+    def _forget(self, name: str) -> None:
+        if self._known.pop(name, None):
+            self._losses.note(name)
 
     def require_same(self, topic: Topic, log_id: bytes | None) -> None:
         """Refuse to go on in a log that is another one by now.
@@ -112,7 +121,8 @@ class Directory:
         if (log_id or b"").decode() == topic.info.log_id:
             return
         name = topic.info.name
-        self._known.pop(name, None)
+        if self._known.get(name) is topic:
+            self._forget(name)
         what = "was replaced by another one of its name" if log_id else "is gone"
         msg = f"topic {name!r} {what} while in use: somebody has removed it from the server"
         raise LogLostError(msg)

@@ -93,10 +93,30 @@ class Reader:
                         f"not in the log, which holds {bounds.first} to {bounds.next}"
                     )
                     raise LogLostError(msg)
+                received = await self._received(topic, number, position)
                 # whoever reads on behind a hole has been told of it
-                cursor = Cursor(number, position, holes=topic.holes.get(number, frozenset()))
+                told = topic.holes.get(number, frozenset())
+                cursor = Cursor(number, position, received, told)
             found[number] = cursor.copy()
         return found
+
+    async def _received(self, topic: Topic, partition: int, position: int) -> int | None:
+        """Events before a position that no poll has led to, by which a hole right there shows.
+
+        The entry before it tells; if others wrote that, the last one of ours before it, and one
+        event for each of theirs. So one of theirs in between that was removed after it had been
+        read is told of as missing. If the entry before the position is gone (trimmed, or removed
+        once it was read), or more than a thousand of theirs come before it, nobody can tell, and
+        what was removed right behind the position is passed over in silence.
+
+        Returns:
+            None if nothing tells.
+        """
+        if not position:
+            return None
+        stream = topic.stream(partition)
+        received = await self._link.run(scripts.BEHIND, [stream], id_of(position - 1))
+        return int(received) if received else None
 
     async def _read(
         self,

@@ -22,6 +22,8 @@ SEQUENCES = 1 << 20
 MS_LIMIT = 1 << 43
 """Milliseconds from which on positions do not fit 64 bits."""
 
+_THEIRS_MAX = 1_000
+
 _LOOK = """
 local function before(a, b)
   local am, as = string.match(a, '(%d+)-(%d+)')
@@ -211,6 +213,31 @@ return {redis.call('HGET', KEYS[1], 'log_id') or '', s.last, s.t, s.h,
 """KEYS: hash, stream. ARGV: partition. Returns log id, last id given, id below which we have
 trimmed and first id after others have removed something, both '' for never, events received,
 greatest source position."""
+
+BEHIND = (
+    f"local THEIRS_MAX = {_THEIRS_MAX}\n"
+    + """
+local first = redis.call('XREVRANGE', KEYS[1], ARGV[1], '-', 'COUNT', 1)[1]
+if not first or first[1] ~= ARGV[1] then return '' end
+local function behind(entry, others)
+  local fields = entry[2]
+  if #fields ~= 4 or fields[1] ~= 'data' or fields[3] ~= 'm' then return nil end
+  local before, count = string.match(fields[4], '^(%d+)|(%d+)|[^|]*|%-?%d+|%-?%d+$')
+  return before and string.format('%d', before + count + others)
+end
+local found = behind(first, 0)
+if found then return found end
+local entries = redis.call('XREVRANGE', KEYS[1], ARGV[1], '-', 'COUNT', THEIRS_MAX + 1)
+for i, entry in ipairs(entries) do
+  found = behind(entry, i - 1)
+  if found then return found end
+end
+return ''
+"""
+)
+"""KEYS: stream. ARGV: id of an entry. Returns how many events were received up to it and with it:
+what it tells itself, or if others wrote it the last entry of ours before it; '' if it is gone, or
+there are too many of theirs."""
 
 ENDS = (
     f"local CROWDED = {SEQUENCES // 2}\n"

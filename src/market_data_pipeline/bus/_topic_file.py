@@ -12,7 +12,7 @@ from typing import Literal
 
 from market_data_core.errors import LogLostError, UsageError
 from market_data_core.records import Bounds, Entry, Record, TopicInfo
-from market_data_pipeline.bus._topics import NoTopicError, check_partition
+from market_data_pipeline.bus._topics import WHILE_IN_USE, NoTopicError, check_partition
 from market_data_store.sqlite_file import (
     LogFolder,
     connect,
@@ -62,6 +62,11 @@ class TopicFile:
         self._folder = connect(path, _APPLICATION_ID, synchronous)
         self._folding = LogFolder(self._folder, path)
         self._inode = inode_of(path)
+        self._forgotten = False
+
+    def forget(self) -> None:
+        """Refuse to be read on; :meth:`close` has to wait until nothing is under way."""
+        self._forgotten = True
 
     def close(self) -> None:
         """Close the connections."""
@@ -108,14 +113,18 @@ class TopicFile:
         """
         for e in entries:
             check_partition(self.info, e.partition)
-        self.require_same_file()
+        self._require_same()
         with translated(self._path), transaction(self._write):
             self._insert(self._write, entries, now_ns)
 
-    def require_same_file(self) -> None:
-        """Raise LogLostError if the file was removed or replaced while in use."""
-        if inode_of(self._path) != self._inode:
-            msg = f"{self._path} was removed or replaced while in use; restart to begin a new log"
+    @property
+    def is_same(self) -> bool:
+        """Whether the file is still the one at its place."""
+        return not self._forgotten and inode_of(self._path) == self._inode
+
+    def _require_same(self) -> None:
+        if not self.is_same:
+            msg = f"{self._path} {WHILE_IN_USE}"
             raise LogLostError(msg)
 
     def _insert(self, db: sqlite3.Connection, entries: Sequence[Entry], now_ns: int) -> None:
@@ -207,7 +216,12 @@ class TopicFile:
         return begin
 
     def version(self) -> int:
-        """A number that changes with every commit of another connection."""
+        """A number that changes with every commit of another connection.
+
+        Raises:
+            LogLostError: the file was removed or replaced while in use.
+        """
+        self._require_same()
         with translated(self._path):
             (version,) = self._watch.execute("PRAGMA data_version").fetchone()
         return int(version)
@@ -219,7 +233,7 @@ class TopicFile:
             LogLostError: a position is outside what the log holds, or the file was removed.
             UsageError: there is no such partition.
         """
-        self.require_same_file()
+        self._require_same()
         found: dict[int, list[Record]] = {}
         share = max_bytes // max(1, len(positions))
         with translated(self._path):

@@ -8,17 +8,26 @@ append waits for a disk flush.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from market_data_core.clock import Clock, SystemClock
 from market_data_core.config import EmbeddedBusSettings
+from market_data_core.errors import LogLostError
 from market_data_core.records import Bounds, Entry, Place, Record, TopicInfo
 from market_data_core.registry import Backend
 from market_data_pipeline.bus._topic_file import TopicFile, exists
-from market_data_pipeline.bus._topics import NoTopicError, check_name, check_partitions, is_name
+from market_data_pipeline.bus._topics import (
+    Doing,
+    Losses,
+    NoTopicError,
+    check_name,
+    check_partitions,
+    is_name,
+)
 
 T = TypeVar("T")
 
@@ -39,6 +48,7 @@ class EmbeddedBus:
         self._synchronous = synchronous
         self._clock = clock or SystemClock()
         self._files: dict[str, TopicFile] = {}
+        self._losses = Losses()
         self._writer = ThreadPoolExecutor(1, "bus-write")
         self._reader = ThreadPoolExecutor(1, "bus-read")
         self._appended = asyncio.Event()
@@ -47,28 +57,24 @@ class EmbeddedBus:
 
     async def create_topic(self, name: str, partitions: int) -> TopicInfo:
         """The topic, created if it does not exist."""
-        file = self._file(name)
-        if not file.exists():
-            self._forget(name)  # dropped by another process
+        self._look(name)
         topic = self._open(name, partitions)
-        topic.require_same_file()
         check_partitions(topic.info, partitions)
+        self._losses.forget(name)
         return topic.info
 
     async def find_topic(self, name: str) -> TopicInfo | None:
         """The topic, or None if it does not exist."""
+        self._look(name)
         try:
-            topic = self._open(name)
+            return self._open(name).info
         except NoTopicError:
             return None
-        if not self._file(name).exists():
-            return None
-        topic.require_same_file()
-        return topic.info
 
     async def topics(self) -> list[TopicInfo]:
         """All topics, by name."""
-        names = sorted(p.name.removesuffix(".db") for p in self._path.glob("*.db"))
+        there = {p.name.removesuffix(".db") for p in self._path.glob("*.db")}
+        names = sorted(there.union(self._files))  # files that are gone are let go of
         found = [await self.find_topic(name) for name in names if is_name(name)]
         return [info for info in found if info]
 
@@ -80,13 +86,17 @@ class EmbeddedBus:
         """
         await self.find_topic(name)
         self._forget(name)
+        # closing a file looks after its log by name: it must not meet the next one of the name
+        for pool in (self._writer, self._reader):
+            await self._in(pool, lambda: None)
         for suffix in ("", "-wal", "-shm"):
             Path(f"{self._file(name)}{suffix}").unlink(missing_ok=True)
+        self._losses.forget(name)
 
     async def append(self, topic: str, entries: Sequence[Entry]) -> None:
         """Append all entries in one transaction."""
-        file = self._open(topic)
-        await self._in(self._writer, lambda: file.append(entries, self._clock.now_ns()))
+        with self._using(topic, "append") as file:
+            await self._in(self._writer, lambda: file.append(entries, self._clock.now_ns()))
         self._appended.set()
         if self._folding is None:
             self._folding = asyncio.create_task(self._fold())
@@ -115,24 +125,24 @@ class EmbeddedBus:
         self, topic: str, positions: Mapping[int, int], max_bytes: int, timeout_s: float
     ) -> dict[int, list[Record]]:
         """Records from each partition's position on; waits up to `timeout_s` for some."""
-        file = self._open(topic)
         loop = asyncio.get_running_loop()
         deadline, pause = loop.time() + timeout_s, _WATCH_MIN_S
-        while True:
-            self._appended.clear()
-            version = file.version()
-            found = await self._in(self._reader, lambda: file.read(positions, max_bytes))
-            if found:
-                return found
-            while file.version() == version and not self._appended.is_set():
-                left = deadline - loop.time()
-                if left <= 0:
-                    return {}
-                try:  # our own appends wake us; those of other processes are looked for
-                    async with asyncio.timeout(min(pause, left)):
-                        await self._appended.wait()
-                except TimeoutError:
-                    pause = min(pause * 1.5, _WATCH_MAX_S)
+        with self._using(topic, "poll") as file:
+            while True:
+                self._appended.clear()
+                version = file.version()
+                found = await self._in(self._reader, lambda: file.read(positions, max_bytes))
+                if found:
+                    return found
+                while file.version() == version and not self._appended.is_set():
+                    left = deadline - loop.time()
+                    if left <= 0:
+                        return {}
+                    try:  # our own appends wake us; those of other processes are looked for
+                        async with asyncio.timeout(min(pause, left)):
+                            await self._appended.wait()
+                    except TimeoutError:
+                        pause = min(pause * 1.5, _WATCH_MAX_S)
 
     async def checksum(self, topic: str, partition: int, offset: int) -> int | None:
         """CRC-32 of the record at `offset`, None if there is no such record."""
@@ -193,10 +203,30 @@ class EmbeddedBus:
         check_name(name)
         return self._path / f"{name}.db"
 
+    @contextmanager
+    def _using(self, name: str, doing: Doing) -> Iterator[TopicFile]:
+        """The topic, to append to or to poll; one whose file is gone is an error, once."""
+        with self._losses.told(name, doing):
+            file = self._open(name)
+            try:
+                yield file
+            except LogLostError:
+                self._look(name)
+                raise
+
+    def _look(self, name: str) -> None:
+        """Forget a file that was removed or replaced."""
+        known = self._files.get(name)
+        if known and not known.is_same:
+            self._forget(name)
+            self._losses.note(name)
+
     def _forget(self, name: str) -> None:
         topic = self._files.pop(name, None)
         if topic:
-            topic.close()
+            topic.forget()
+            # behind what is under way in either thread
+            self._writer.submit(lambda: self._reader.submit(topic.close))
 
     def _open(self, name: str, partitions: int | None = None) -> TopicFile:
         if self._closed:

@@ -21,7 +21,7 @@ from market_data_pipeline.bus._redis_link import Link
 from market_data_pipeline.bus._redis_reading import Reader
 from market_data_pipeline.bus._redis_topic import Topic
 from market_data_pipeline.bus._redis_writing import Writer
-from market_data_pipeline.bus._topics import check_name, check_partition
+from market_data_pipeline.bus._topics import Losses, check_name, check_partition
 
 
 class RedisBus:
@@ -33,7 +33,8 @@ class RedisBus:
 
     def __init__(self, settings: RedisBusSettings) -> None:
         self._link = Link(settings.uri)
-        self._directory = Directory(self._link, settings.key_prefix)
+        self._losses = Losses()
+        self._directory = Directory(self._link, settings.key_prefix, self._losses)
         self._writer = Writer(self._link, self._directory, settings.replicas)
         self._reader = Reader(self._link, self._directory, self._writer)
         self._closed = False
@@ -77,9 +78,10 @@ class RedisBus:
 
     async def append(self, topic: str, entries: Sequence[Entry]) -> None:
         """Append all entries in one script."""
-        known = await self._topic(topic)
-        if entries:
-            await self._writer.append(known, entries)
+        with self._losses.told(topic, "append"):
+            known = await self._topic(topic)
+            if entries:
+                await self._writer.append(known, entries)
 
     # ---- looking ---------------------------------------------------------------------------
 
@@ -132,10 +134,11 @@ class RedisBus:
         self, topic: str, positions: Mapping[int, int], max_bytes: int, timeout_s: float
     ) -> dict[int, list[Record]]:
         """Records at or behind each partition's position; waits up to `timeout_s` for some."""
-        known = await self._topic(topic)
-        for partition in positions:
-            check_partition(known.info, partition)
-        return await self._reader.poll(known, positions, max_bytes, timeout_s)
+        with self._losses.told(topic, "poll"):
+            known = await self._topic(topic)
+            for partition in positions:
+                check_partition(known.info, partition)
+            return await self._reader.poll(known, positions, max_bytes, timeout_s)
 
     # ---- forgetting ------------------------------------------------------------------------
 

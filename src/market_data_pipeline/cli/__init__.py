@@ -13,10 +13,12 @@ from market_data_pipeline.cli.bars import bars
 from market_data_pipeline.cli.conservation import conservation
 from market_data_pipeline.cli.dlq import dlq_app
 from market_data_pipeline.cli.doctor import doctor
+from market_data_pipeline.cli.features import features_app
 from market_data_pipeline.cli.job import job_app
 from market_data_pipeline.cli.repartition import repartition
 from market_data_pipeline.cli.replay import replay
-from market_data_pipeline.cli.run import micro_batch, produce, run
+from market_data_pipeline.cli.run import infer, micro_batch, produce, run
+from market_data_pipeline.cli.signals import signals
 from market_data_pipeline.cli.store import store_app
 from market_data_pipeline.cli.tail import tail
 from market_data_pipeline.cli.topics import forget_group, groups, topics
@@ -38,15 +40,18 @@ stream_app = typer.Typer(
 
 app.command()(run)
 app.command()(bars)
+app.command()(signals)
 app.command()(verify)
 app.command()(conservation)
 app.command()(doctor)
 app.add_typer(stream_app, name="stream")
+app.add_typer(features_app, name="features")
 app.add_typer(dlq_app, name="dlq")
 app.add_typer(job_app, name="job")
 app.add_typer(store_app, name="store")
 stream_app.command()(produce)
 stream_app.command("micro-batch")(micro_batch)
+stream_app.command()(infer)
 stream_app.command()(tail)
 stream_app.command()(topics)
 stream_app.command()(groups)

@@ -12,10 +12,17 @@ from market_data_core.config import Settings
 from market_data_core.contracts.store import PartitionStatus, Positions
 from market_data_core.errors import MdpError, UsageError
 from market_data_core.intervals import NS_PER_MS
-from market_data_pipeline.archive.checkpoint import GROUP_SUFFIX
 from market_data_pipeline.backends import missing_store
 from market_data_pipeline.cli import _output
+from market_data_pipeline.positions import Role, role_of
 from market_data_store.opening import open_ready_store
+
+_MEANS: dict[Role, str] = {
+    "archive": "an archiver of this group that is started again needs another folder",
+    "infer": "inference of this group that is started again evaluates what the log of bars holds; "
+    "signals that are stored stay",
+}
+"""What it means for who comes after."""
 
 
 async def forget(settings: Settings, group: str, yes: bool) -> None:
@@ -44,10 +51,10 @@ async def forget(settings: Settings, group: str, yes: bool) -> None:
         _output.confirm(f"Forget group {group} for good?", yes)
         rows = await _unowned(store, group, lease_ns)  # the answer may have taken a while
         left = await _unpublished(store, rows)
+        if left:  # first: without its positions nothing would tell whose they are
+            await store.commit([], left)
         for topic in sorted({row.key.topic for row in rows}):
             await store.forget(group, topic)
-        if left:
-            await store.commit([], left)
     finally:
         await store.close()
     typer.echo(f"group {group} is forgotten")
@@ -98,6 +105,5 @@ def _told(group: str, rows: list[PartitionStatus], unpublished: int) -> str:
     if unpublished:
         many = f"{unpublished:,} messages that were" if unpublished > 1 else "1 message that was"
         told.append(f"{many} not published yet")
-    if group.endswith(GROUP_SUFFIX):
-        told.append("an archiver of this group that is started again needs another folder")
-    return "\n".join(told)
+    role = role_of(group)
+    return "\n".join([*told, *([_MEANS[role]] if role in _MEANS else [])])

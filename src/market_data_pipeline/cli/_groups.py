@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,11 +17,10 @@ from market_data_core.contracts.store import PartitionKey, PartitionStatus
 from market_data_core.errors import MdpError, TransientError, UsageError
 from market_data_core.intervals import NS_PER_MS
 from market_data_core.records import TopicInfo
-from market_data_pipeline.archive.checkpoint import GROUP_SUFFIX, decode_archive_checkpoint
 from market_data_pipeline.backends import open_bus
 from market_data_pipeline.cli import _output
 from market_data_pipeline.cli._topics import kind_of, read_status
-from market_data_pipeline.windows.checkpoint import decode_checkpoint
+from market_data_pipeline.positions import Position, groups_of, position_of
 
 _COLUMNS = (
     "group", "topic", "partition", "state", "owner", "token", "heartbeat_ms", "sequence", "resume",
@@ -56,17 +55,6 @@ class Wanted:
         live = self.topic == settings.bus.events_topic
         here = kind_of(settings, key.topic) == "events" if live else self.topic in (None, key.topic)
         return here and self.group in (None, key.group)
-
-
-@dataclass(frozen=True, slots=True)
-class _Place:
-    """What a checkpoint says: R, K, events in open windows, and whether there is more to come."""
-
-    log_id: str
-    resume: int
-    counted: int
-    pending: int | None
-    finished: bool
 
 
 async def show(settings: Settings, wanted: Wanted, form: str) -> None:
@@ -110,7 +98,7 @@ def _refuse_unknown(settings: Settings, status: Sequence[PartitionStatus], wante
         UsageError: it is.
     """
     keys = [row.key for row in status if not row.key.topic.startswith("@")]
-    groups = {key.group for key in keys} | _groups_of(settings)
+    groups = {key.group for key in keys}.union(groups_of(settings.bus.group).values())
     if wanted.group is not None and wanted.group not in groups:
         msg = f"there is no group {wanted.group!r}; {did_you_mean(wanted.group, sorted(groups))}"
         raise UsageError(msg)
@@ -119,11 +107,6 @@ def _refuse_unknown(settings: Settings, status: Sequence[PartitionStatus], wante
         who = f"group {wanted.group!r} does not read" if wanted.group else "no group reads"
         msg = f"{who} topic {wanted.topic!r}; {did_you_mean(wanted.topic, topics)}"
         raise UsageError(msg)
-
-
-def _groups_of(settings: Settings) -> set[str]:
-    """The groups of a configuration: its workers', and its archivers'."""
-    return {settings.bus.group, f"{settings.bus.group}{GROUP_SUFFIX}"}
 
 
 async def _rows(
@@ -135,34 +118,38 @@ async def _rows(
 ) -> list[Row]:
     """What is told of every partition; without a bus only what the store knows."""
     known = {row.key: row for row in status if not row.key.topic.startswith("@")}
-    # partitions that nobody has ever read wait as well: for the workers, for whom else has begun
-    # to read the live topic, and for the archivers if it is they who are asked for
-    events = [info for info in infos.values() if kind_of(settings, info.name) == "events"]
-    groups = {key.group for key in known if kind_of(settings, key.topic) == "events"}
-    groups |= _groups_of(settings) & {settings.bus.group, wanted.group or ""}
-    for group in groups:
-        for info in events:
-            for number in range(info.partitions):
-                key = PartitionKey(group, info.name, number)
-                known.setdefault(key, PartitionStatus(key, 0, "", 0, 0, None))
+    for key in _waiting(settings, infos, list(known), wanted):
+        known.setdefault(key, PartitionStatus(key, 0, "", 0, 0, None))
     rows = []
     for key in sorted(known, key=lambda k: (k.group, k.topic, k.partition)):
-        place = _place(known[key])
+        place = position_of(known[key], kind_of(settings, key.topic) == "recording_bars")
         finished = place is not None and place.finished and place.pending in (0, None)
         if wanted.covers(settings, key) and (wanted.finished or not finished):
             rows.append(await _row(settings, bus, infos.get(key.topic), known[key], place))
     return rows
 
 
-def _place(row: PartitionStatus) -> _Place | None:
-    if not row.checkpoint:
-        return None
-    if row.key.group.endswith(GROUP_SUFFIX):
-        archived = decode_archive_checkpoint(row.checkpoint)
-        at = archived.position
-        return _Place(archived.log_id, at, at, None, archived.ended)
-    c = decode_checkpoint(row.checkpoint)
-    return _Place(c.log_id, c.resume, c.counted, c.counts.open, c.ended)
+def _waiting(
+    settings: Settings,
+    infos: Mapping[str, TopicInfo],
+    known: Sequence[PartitionKey],
+    wanted: Wanted,
+) -> Iterator[PartitionKey]:
+    """Partitions that somebody is expected to read, whether or not anybody ever has.
+
+    The live topic's wait for the workers, for whom else has begun to read it, and for the
+    archivers if it is they who are asked for; those of its bars likewise for inference.
+    """
+    own = groups_of(settings.bus.group)
+    archivers = {own["archive"]} if wanted.group == own["archive"] else set()
+    inferring = {own["infer"]} if wanted.group == own["infer"] else set()
+    readers = {"events": {own["workers"], *archivers}, "bars": inferring}
+    for key in known:
+        readers.get(kind_of(settings, key.topic), set()).add(key.group)
+    for info in infos.values():
+        for group in readers.get(kind_of(settings, info.name), ()):
+            for number in range(info.partitions):
+                yield PartitionKey(group, info.name, number)
 
 
 async def _row(
@@ -170,7 +157,7 @@ async def _row(
     bus: Bus | None,
     info: TopicInfo | None,
     row: PartitionStatus,
-    place: _Place | None,
+    place: Position | None,
 ) -> Row:
     age_ns = SystemClock().now_ns() - row.heartbeat
     state = "free"
@@ -193,16 +180,20 @@ async def _row(
     if place:
         values |= {"resume": place.resume, "counted": place.counted, "pending": place.pending}
     if bus and info and row.key.partition < info.partitions:
-        values |= await _unread(bus, info, row.key.partition, place)
+        if place and place.counted is None:
+            values |= await _unevaluated(bus, info, place)
+        else:
+            values |= await _unread(bus, info, row.key.partition, place)
     return values
 
 
-async def _unread(bus: Bus, info: TopicInfo, partition: int, place: _Place | None) -> Row:
+async def _unread(bus: Bus, info: TopicInfo, partition: int, place: Position | None) -> Row:
     """What of a partition's log lies behind the group's position."""
     bounds = await bus.bounds(info.name, partition)
     at = bounds.first
-    if place and place.log_id == info.log_id:  # in another log the position means nothing
-        at = min(max(place.counted, bounds.first), bounds.next)
+    counted = place.counted if place and place.log_id == info.log_id else None
+    if counted is not None:  # in another log the position means nothing
+        at = min(max(counted, bounds.first), bounds.next)
     found: Row = {"next": bounds.next, "unread": 0, "lag_ms": 0}
     polled = await bus.poll(info.name, {partition: at}, 1, 0) if at < bounds.next else {}
     if partition in polled:
@@ -213,6 +204,18 @@ async def _unread(bus: Bus, info: TopicInfo, partition: int, place: _Place | Non
         lag_ns = SystemClock().now_ns() - polled[partition][0].append_ts
         found["lag_ms"] = max(0, lag_ns) // NS_PER_MS
     return found
+
+
+async def _unevaluated(bus: Bus, info: TopicInfo, place: Position) -> Row:
+    """What of a recording's bars inference has to do: all of them, until it has done all."""
+    if place.finished:
+        return {"unread": 0, "lag_ms": 0}
+    found = [await _unread(bus, info, number, None) for number in range(info.partitions)]
+    unread = [row["unread"] for row in found]
+    return {
+        "unread": None if None in unread else sum(unread),
+        "lag_ms": max(row["lag_ms"] for row in found),
+    }
 
 
 def _cells(rows: Sequence[Row]) -> list[list[object]]:

@@ -13,6 +13,7 @@ from market_data_core.contracts.bus import Bus
 from market_data_core.errors import UsageError
 from market_data_core.intervals import NS_PER_MS
 from market_data_core.records import Record, TopicInfo
+from market_data_pipeline.past_holes import poll_past_holes
 
 POLL_BYTES = 8 << 20
 _SPAN_NS, _SPAN_MIN_NS = 100 * NS_PER_MS, NS_PER_MS
@@ -36,7 +37,7 @@ async def topic_of(bus: Bus, name: str) -> TopicInfo:
 async def oldest(bus: Bus, topic: str, partition: int) -> Record | None:
     """The first record that a partition holds, None if it holds none."""
     first = (await bus.bounds(topic, partition)).first
-    polled = await bus.poll(topic, {partition: first}, 1, 0)
+    polled = await poll_past_holes(bus, topic, {partition: first}, 1, 0)
     return polled[partition][0] if partition in polled else None
 
 
@@ -45,7 +46,9 @@ async def newest(bus: Bus, topic: str, partition: int) -> Record | None:
     bounds = await bus.bounds(topic, partition)
     if bounds.next <= bounds.first:
         return None
-    polled = await bus.poll(topic, {partition: max(bounds.first, bounds.next - 1)}, 1, 0)
+    polled = await poll_past_holes(
+        bus, topic, {partition: max(bounds.first, bounds.next - 1)}, 1, 0
+    )
     if polled.get(partition):  # mostly the last record stands there
         return polled[partition][-1]
     first = await oldest(bus, topic, partition)
@@ -99,7 +102,9 @@ async def _block(
     block: list[Record] = []
     position = begin
     while position < end:
-        polled = (await bus.poll(topic, {partition: position}, POLL_BYTES, 0)).get(partition, [])
+        polled = (await poll_past_holes(bus, topic, {partition: position}, POLL_BYTES, 0)).get(
+            partition, []
+        )
         inside = [record for record in polled if record.offset < end]
         block += inside
         if not inside or len(inside) < len(polled):
@@ -125,7 +130,7 @@ async def merged(
     while positions or waiting:
         missing = {n: at for n, at in positions.items() if n not in waiting}
         if missing:
-            polled = await bus.poll(topic, missing, POLL_BYTES, 0)
+            polled = await poll_past_holes(bus, topic, missing, POLL_BYTES, 0)
             for number in missing:
                 records = polled.get(number, [])
                 inside = [r for r in records if r.offset < spans[number][1]]

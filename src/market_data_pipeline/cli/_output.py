@@ -178,14 +178,22 @@ def cell_text(value: object) -> str:
     return f"{value:.12g}" if isinstance(value, float) else str(value)
 
 
-def write_frame(frame: pl.DataFrame, form: str, output: Path | None) -> None:
+def write_frame(
+    frame: pl.DataFrame, form: str, output: Path | None, nested: Sequence[str] = ()
+) -> None:
     """`frame` as csv, json (an array of objects) or parquet, to a file or standard output.
+
+    Args:
+        frame: what to write; times become texts but for parquet.
+        form: one of the three.
+        output: a file instead of standard output.
+        nested: columns of JSON texts, which are values in json.
 
     Raises:
         UsageError: the file cannot be written, or parquet would go to a terminal.
     """
     from market_data_core.errors import UsageError
-    from market_data_store.frames import with_iso_times
+    from market_data_store.frames import json_lines, with_iso_times
 
     if form == "parquet" and output is None and sys.stdout.isatty():
         msg = "parquet is binary; name a file with --output, or send standard output to one"
@@ -197,6 +205,8 @@ def write_frame(frame: pl.DataFrame, form: str, output: Path | None) -> None:
         frame.write_parquet(rendered)
     elif form == "csv":
         with_iso_times(frame).write_csv(rendered)
+    elif nested:
+        rendered.write(b"[" + b",".join(json_lines(frame, nested)) + b"]\n")
     else:
         rendered.write((with_iso_times(frame).write_json() + "\n").encode())
     write_bytes(rendered.getvalue(), output)

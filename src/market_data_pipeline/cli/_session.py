@@ -25,6 +25,8 @@ from market_data_pipeline.assembly import Summary
 from market_data_pipeline.audit import Job, audited
 from market_data_pipeline.backends import open_backends
 from market_data_pipeline.flow import Flow
+from market_data_pipeline.patience import StoppedWaiting
+from market_data_pipeline.signals.settings import Signalled
 from market_data_pipeline.telemetry import configure_logging, serve_metrics
 
 T = TypeVar("T")
@@ -50,7 +52,8 @@ def execute(
     """Run `work` on the configured backends; the store's ``job_runs`` tell of it as `job`.
 
     The first Ctrl-C (or SIGTERM) asks it to end, a second one ends the process at once: what was
-    acknowledged is durable in either case.
+    acknowledged is durable in either case. Who is asked to end while the bus or the store is
+    still waited for has nothing to end: the program exits with 0.
     """
     import_module("polars")  # now rather than when the store is first read, in the middle of work
     tune_memory()
@@ -59,7 +62,11 @@ def execute(
     if telemetry.metrics_port:
         announce = title != RECORDING  # which is short: who looks at its metrics knows the port
         serve_metrics(telemetry.metrics_port, telemetry.metrics_host, announce)
-    return asyncio.run(_execute(settings, work, title, job))
+    try:
+        return asyncio.run(_execute(settings, work, title, job))
+    except StoppedWaiting as error:
+        sys.stderr.write(f"stopped while waiting, nothing is lost: {error}\n")
+        raise typer.Exit from None
 
 
 async def _execute(
@@ -80,7 +87,7 @@ async def _execute(
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, ask)
-    async with open_backends(settings) as backends:
+    async with open_backends(settings, stop=stop) as backends:
         flow = Flow(settings, backends)
         showing = asyncio.create_task(_show(flow, title, console))
         try:
@@ -122,6 +129,16 @@ def _panel(flow: Flow, title: str, rate: float, seconds: float) -> Table:
     return table
 
 
+def signal_lines(done: Signalled) -> dict[str, str]:
+    """What was made of bars, by the lines' titles."""
+    counts = done.signals
+    return {
+        "evaluated": f"{done.bars:,} bars",
+        "signals": f"{counts.inserted:,} inserted, {counts.updated:,} updated, "
+        f"{counts.unchanged:,} unchanged, {done.retracted:,} retracted",
+    }
+
+
 def report(settings: Settings, summary: Summary) -> None:
     """Print what a run did; the conservation equation comes last."""
     counts, written = summary.counts, summary.written
@@ -136,6 +153,7 @@ def report(settings: Settings, summary: Summary) -> None:
         "duplicates": f"{counts.deduplicated:,}",
         "late": f"{counts.late:,}",
         "dead-lettered": f"{counts.dead_lettered:,}",
+        **(signal_lines(summary.signalled) if summary.signalled else {}),
         "windows": ", ".join(format_interval(n) for n in settings.micro_batch.windows_ns),
         "store": settings.redacted()["store"]["uri"],
     }

@@ -86,7 +86,8 @@ class _Reader:
     async def _wait_for_topic(self) -> None:
         """A topic that a stage will create is waited for, so that tail can be started first."""
         bus, name = self._settings.bus, self._wanted.topic
-        if name in (bus.events_topic, bus.bars_topic, LETTERS_TOPIC, FEEDBACK_TOPIC):
+        made = (bus.events_topic, bus.bars_topic, bus.signals_topic, LETTERS_TOPIC, FEEDBACK_TOPIC)
+        if name in made:
             topic = self._topic(name)
             try:
                 await topic.appears()
@@ -146,7 +147,8 @@ class _Reader:
         except (TransientError, LogLostError):
             if not self._follow:
                 raise
-        _output.write_lines(waiting)
+        finally:
+            _output.write_lines(waiting)
 
     def _of(self, topic: str, record: Record) -> list[bytes]:
         """The lines of a record, as far as any are still wanted."""

@@ -14,6 +14,7 @@ from market_data_core.errors import RejectedError
 from market_data_core.events import EventBatch, Rejected, StreamEvent, format_ts
 from market_data_core.feedback import decode_feedback
 from market_data_core.records import Record
+from market_data_core.signals import Signal
 from market_data_pipeline import letters
 from market_data_pipeline.bus import codec
 
@@ -104,9 +105,9 @@ def _items(record: Record) -> Iterator[Item]:
             return
         item = codec.decode(payload)
     except RejectedError as error:
-        told = _feedback(payload)
+        told = _signal(payload) or _feedback(payload)
         if told:
-            yield told, "", ""
+            yield told
             return
         item = Rejected(error.reason, str(error), payload)
     if isinstance(item, EventBatch):
@@ -120,12 +121,19 @@ def _items(record: Record) -> Iterator[Item]:
         yield {"mark": item}, item.provider, ""
 
 
-def _feedback(payload: bytes) -> dict[str, Any] | None:
+def _signal(payload: bytes) -> Item | None:
     try:
-        told: dict[str, Any] = msgspec.to_builtins(decode_feedback(payload))
+        signal = Signal.decode(payload)
     except RejectedError:
         return None
-    return told
+    return msgspec.Raw(signal.encode()), signal.provider, signal.symbol
+
+
+def _feedback(payload: bytes) -> Item | None:
+    try:
+        return msgspec.to_builtins(decode_feedback(payload)), "", ""
+    except RejectedError:
+        return None
 
 
 def _bars(batch: BarBatch, version: int) -> Iterator[Item]:

@@ -15,6 +15,7 @@ from market_data_core.records import Record, TopicInfo
 from market_data_pipeline.backends import open_bus
 from market_data_pipeline.cli import _log
 from market_data_pipeline.cli._tail_lines import Lines
+from market_data_pipeline.past_holes import poll_past_holes
 from market_data_pipeline.patience import patient
 
 Point = tuple[Literal["offset", "time"], int]
@@ -213,7 +214,7 @@ class TopicTail:
             LogLostError: it is another, or has lost what was to be read.
         """
         found = await patient(
-            lambda: self._bus.poll(self.name, self.positions, _log.POLL_BYTES, FOLLOW_S)
+            lambda: poll_past_holes(self._bus, self.name, self.positions, _log.POLL_BYTES, FOLLOW_S)
         )
         if not found and time.monotonic() >= self._look_at:
             self._look_at = time.monotonic() + LOOK_S

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import typer
 
@@ -19,7 +19,7 @@ from market_data_pipeline.backends import missing_store, open_bus
 from market_data_pipeline.cli import _log, _output
 from market_data_pipeline.generations import registry_topic
 from market_data_pipeline.letters import REPLAYS_TOPIC
-from market_data_pipeline.windows.checkpoint import decode_checkpoint
+from market_data_pipeline.positions import groups_of, position_of
 from market_data_store.opening import open_ready_store
 
 _COLUMNS = ("topic", "kind", "state", "partitions", "first_append", "last_append", "log_id")
@@ -88,6 +88,7 @@ def kind_of(settings: Settings, name: str) -> str:
     known = {
         bus.events_topic: "events",
         bus.bars_topic: "bars",
+        bus.signals_topic: "signals",
         registry_topic(bus.events_topic): "generations",
         LETTERS_TOPIC: "letters",
         REPLAYS_TOPIC: "replays",
@@ -99,6 +100,8 @@ def kind_of(settings: Settings, name: str) -> str:
         return "recording"
     if name.startswith(f"{bus.bars_topic}."):
         return "recording_bars"
+    if name.startswith(f"{bus.signals_topic}."):
+        return "recording_signals"
     if _GENERATION.fullmatch(name.removeprefix(bus.events_topic)):
         return "events"
     return "other"
@@ -110,12 +113,10 @@ async def _row(
     kind, appended = kind_of(settings, info.name), []
     for number in range(info.partitions):
         appended += await _appended(bus, info.name, number)
-    group = settings.bus.group
-    mine = [row for row in rows if row.key.topic == info.name and row.key.group == group]
     values = (
         info.name,
         kind,
-        _state(info, mine) if kind == "recording" else None,
+        _state(settings, info, rows),
         info.partitions,
         format_ts(min(appended)) if appended else None,
         format_ts(max(appended)) if appended else None,
@@ -124,14 +125,28 @@ async def _row(
     return dict(zip(_COLUMNS, values, strict=True))
 
 
-def _state(info: TopicInfo, rows: Sequence[PartitionStatus]) -> str | None:
-    """How far a recording has come: ``finished``, ``waiting`` for a live feed, ``unfinished``."""
-    known = [decode_checkpoint(row.checkpoint) for row in rows if row.checkpoint]
+def _state(settings: Settings, info: TopicInfo, rows: Iterable[PartitionStatus]) -> str | None:
+    """How far a recording has come, or its signals have; None for other topics.
+
+    Returns:
+        ``finished``, ``waiting`` for a live feed to pass its windows, or ``unfinished``.
+    """
+    bus, kind = settings.bus, kind_of(settings, info.name)
+    if kind == "recording":
+        group, topic, partitions = bus.group, info.name, info.partitions
+    elif kind == "recording_signals":  # they are worked out from all partitions of its bars at once
+        lane = info.name.removeprefix(f"{bus.signals_topic}.")
+        group, topic, partitions = groups_of(bus.group)["infer"], f"{bus.bars_topic}.{lane}", 1
+    else:
+        return None
+    mine = [row for row in rows if row.key.topic == topic and row.key.group == group]
+    places = [position_of(row, lane=kind == "recording_signals") for row in mine]
+    known = [place for place in places if place]
     if not known:
         return None
-    if len(known) < info.partitions or not all(c.ended for c in known):
+    if len(known) < partitions or not all(place.finished for place in known):
         return "unfinished"
-    return "waiting" if any(c.counts.open for c in known) else "finished"
+    return "waiting" if any(place.pending for place in known) else "finished"
 
 
 async def _appended(bus: Bus, topic: str, partition: int) -> list[int]:

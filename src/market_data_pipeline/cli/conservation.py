@@ -62,12 +62,11 @@ async def read_counts(store: Store, group: str) -> Terms:
     Raises:
         DamagedFileError: a checkpoint cannot be read.
     """
-    from market_data_pipeline.windows.checkpoint import decode_checkpoint
+    from market_data_pipeline.positions import batch_checkpoints
 
     return [
-        (row.key.topic, row.key.partition, decode_checkpoint(row.checkpoint).counts)
-        for row in await store.status(group)
-        if row.checkpoint
+        (row.key.topic, row.key.partition, checkpoint.counts)
+        for row, checkpoint in batch_checkpoints(await store.status(group))
     ]
 
 

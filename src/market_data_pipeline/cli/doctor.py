@@ -65,6 +65,7 @@ def _checks(config: Path | None) -> Iterator[_Check]:
         return
     uri = settings.redacted()["store"]["uri"]
     yield _Check("configuration", "ok", f"bus {settings.bus.type}, store {uri}")
+    yield _inference(settings)
     yield from _folders(settings)
     yield _port(settings)
     yield from _output.run_async(_backends(settings))
@@ -123,6 +124,26 @@ def _machine() -> Iterator[_Check]:
         yield _Check("memory", "warn", f"{_size(memory)}; 1 GB or more is advisable")
     else:
         yield _Check("memory", "ok", _size(memory))
+
+
+def _inference(settings: Settings) -> _Check:
+    """Features, rules and models, loaded as inference does it."""
+    from market_data_pipeline.signals.assembly import evaluator_of
+
+    try:
+        evaluator = evaluator_of(settings)
+        if evaluator is None:
+            return _Check("inference", "ok", "no adapter is enabled: bars give no signals")
+        for length in settings.micro_batch.windows_ns:
+            evaluator.needs(length)  # features are made when they are needed
+    except MdpError as error:
+        text = "; ".join(line.strip() for line in str(error).splitlines())
+        return _Check("inference", "fail", text)
+    told = []
+    for guard in evaluator.guards:
+        count, what = len(guard.names), "rule" if guard.name == "rules" else "signal"
+        told.append(f"{guard.name} with {count} {what}{'' if count == 1 else 's'}")
+    return _Check("inference", "ok", f"enabled: {', '.join(told)}")
 
 
 def _folders(settings: Settings) -> Iterator[_Check]:

@@ -77,7 +77,7 @@ def replay(
     chosen = tuple(s.strip().upper() for s in symbols.split(",") if s.strip())
     start, end = _output.parse_range(from_, to)
     known = find_dataset(dataset, datasets) if dataset else None
-    asked = _asked(known, provider, chosen, start, end, name or None)
+    asked = asked_for(known, provider, chosen, start, end, name or None)
     factor = _factor(speed)
     windows = [part.strip() for part in window.split(",") if part.strip()]
     settings = load_config(config, {"micro_batch.windows": windows} if windows else {})
@@ -121,7 +121,7 @@ def _factor(speed: str) -> float | None:
     return float(found[1])
 
 
-def _asked(
+def asked_for(
     dataset: DatasetSettings | None,
     provider: str | None,
     symbols: tuple[str, ...],

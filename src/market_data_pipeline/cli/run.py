@@ -1,4 +1,4 @@
-"""``mdp run``, ``mdp stream produce`` and ``mdp stream micro-batch``."""
+"""``mdp run``, ``mdp stream produce``, ``mdp stream micro-batch`` and ``mdp stream infer``."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from market_data_pipeline.audit import Job
     from market_data_pipeline.flow import Flow
     from market_data_pipeline.providers._formats.options import FormatName, TimeUnit
+    from market_data_pipeline.signals.settings import Signalled
 
 Config = Annotated[
     Path | None,
@@ -50,7 +51,7 @@ def run(
     time_unit: Annotated[str, typer.Option(help="Unit of numeric times: s, ms, us, ns.")] = "auto",
     file_format: Annotated[str, typer.Option("--format", help="Format of the files.")] = "auto",
 ) -> None:
-    """Everything in one process: from a feed, or from recorded FILES, to stored bars.
+    """Everything in one process: from a feed, or from recorded FILES, to bars and signals.
 
     Without FILES the configured providers run until Ctrl-C. With FILES the run ends with them,
     prints what it did, and fails if the conservation equation does not hold. A second run of the
@@ -127,15 +128,50 @@ def micro_batch(config: Config = None, window: Window = "") -> None:
     _finish(settings, work, "micro-batch", Job("micro-batch", "live"))
 
 
+def infer(
+    config: Config = None,
+    adapter: Annotated[
+        list[str] | None,
+        typer.Option("--adapter", help="rules, sklearn or onnx; default: those enabled."),
+    ] = None,
+    window: Window = "",
+) -> None:
+    """Turn the bus's closed bars into features and signals until Ctrl-C.
+
+    Any number of these share the partitions. Give the micro-batchers' window lengths here too: a
+    rule without an interval is for the smallest one.
+    """
+    from market_data_core.errors import UsageError
+    from market_data_pipeline.audit import Job
+    from market_data_pipeline.cli import _session
+    from market_data_pipeline.signals.assembly import evaluator_of
+
+    settings = _settings(config, window)
+    evaluator = evaluator_of(settings, tuple(dict.fromkeys(adapter or ())))
+    if evaluator is None:
+        msg = "no adapter is enabled; name one (--adapter rules) or enable it in the configuration"
+        raise UsageError(msg)
+
+    async def work(flow: Flow, stop: asyncio.Event) -> Signalled:
+        return await flow.infer(stop, evaluator)
+
+    done = _session.execute(settings, work, "infer", Job("infer", "live", rows="signals"))
+    for name, value in _session.signal_lines(done).items():
+        typer.echo(f"{name:<14} {value}")
+
+
 def _live(
     settings: Settings, kinds: tuple[str, ...], symbols: tuple[str, ...], duration: str
 ) -> None:
     providers = _open(settings, kinds, duration)
 
-    async def work(flow: Flow, stop: asyncio.Event) -> Summary:
-        return await flow.live(providers, symbols, stop)
-
     from market_data_pipeline.audit import Job
+    from market_data_pipeline.signals.assembly import evaluator_of
+
+    evaluator = evaluator_of(settings)
+
+    async def work(flow: Flow, stop: asyncio.Event) -> Summary:
+        return await flow.live(providers, symbols, stop, evaluator)
 
     _finish(settings, work, "live", Job("run", "live", _names(providers), symbols=symbols))
 
@@ -145,6 +181,7 @@ def _recorded(settings: Settings, files: list[str], name: str | None, options: A
     from market_data_pipeline.audit import Job
     from market_data_pipeline.cli import _session
     from market_data_pipeline.providers.recording import open_recording
+    from market_data_pipeline.signals.assembly import evaluator_of
 
     spec = window_spec(settings)
     recording = open_recording(
@@ -155,8 +192,10 @@ def _recorded(settings: Settings, files: list[str], name: str | None, options: A
         disorder_ns=spec.allow_late_ns + spec.revise_horizon_ns,
     )
 
+    evaluator = evaluator_of(settings)
+
     async def work(flow: Flow, stop: asyncio.Event) -> Summary:
-        return await flow.record(recording, stop)
+        return await flow.record(recording, stop, evaluator=evaluator)
 
     dataset = name or ", ".join(Path(file).name for file in files)
     job = Job("run", "backfill", name or _session.RECORDING, dataset, options.symbols)

@@ -43,7 +43,7 @@ def tail(
     ] = False,
     config: _output.ConfigOption = None,
 ) -> None:
-    """Events, bars or dead letters of a topic as JSON lines: the last ones, or from a place on.
+    """What a topic holds as JSON lines, decoded: the last ones, or from a place on.
 
     With --follow it goes on with what comes, also after the bus was away or the topic was made
     anew; then --from and --limit end it after so many lines.

@@ -1,4 +1,4 @@
-"""``mdp verify``: stored bars against a batch query over the raw events."""
+"""``mdp verify``: bars against a batch query over the raw events, signals against the bars."""
 
 from __future__ import annotations
 
@@ -12,33 +12,65 @@ from market_data_pipeline.cli import _output
 
 if TYPE_CHECKING:
     from market_data_core.config import Settings
+    from market_data_pipeline._verify_signals import SignalReport
     from market_data_pipeline.archive.files import Archive
     from market_data_pipeline.verification import Report, Scope
 
+_DEADLINE_MS = 600_000
+"""Nobody waits for the signals of a verification: a model may take its time."""
+
 
 def verify(
+    signals: Annotated[
+        bool, typer.Option("--signals", help="Signals, against the stored bars.")
+    ] = False,
     from_: Annotated[
-        str | None, typer.Option("--from", help="ISO time or date, UTC; first window start.")
+        str | None,
+        typer.Option("--from", help="ISO time or date, UTC; first window start, for signals end."),
     ] = None,
     to: Annotated[
         str | None, typer.Option("--to", help="ISO time or date, UTC, exclusive.")
     ] = None,
     provider: Annotated[str | None, typer.Option(help="Only this provider.")] = None,
-    symbol: Annotated[str | None, typer.Option(help="Only this symbol, in any case.")] = None,
+    symbols: Annotated[
+        str, typer.Option(help="Only these symbols, in any case, separated by commas.")
+    ] = "",
+    strict: Annotated[
+        bool,
+        typer.Option(
+            "--strict", help="With --signals: those given by other versions of rules or models too."
+        ),
+    ] = False,
     archive: Annotated[
         Path | None,
         typer.Option(help="Archive with what the log has forgotten; default archive.path."),
     ] = None,
     config: _output.ConfigOption = None,
 ) -> None:
-    """Compute bars again in another way, and print how they differ from the stored ones: not."""
+    """Compute bars again in another way, and print how they differ from the stored ones: not.
+
+    With --signals: evaluate the stored bars again with the configured rules and models, and print
+    how that differs from the stored signals.
+    """
+    from market_data_core.errors import UsageError
+    from market_data_pipeline.verification import Scope
+
+    if (signals and archive) or (strict and not signals):
+        msg = "--strict goes with --signals, and --archive does not: signals come from stored bars"
+        raise UsageError(msg)
     start, end = _output.parse_range(from_, to)
     settings = _output.load_settings(config)
-    wanted = (provider, symbol.strip().upper() if symbol else None, start, end)
-    kept = _archive(archive, settings.archive.path)
-    report = _output.run_async(_verify(settings, wanted, kept))
-    _show(report)
-    if report.differences:
+    scope = Scope(provider, tuple(sorted(_output.symbols_of(symbols) or ())), start, end)
+    if signals:
+        told = _output.run_async(_verify_signals(settings, scope, strict))
+        _show_signals(told)
+        wrong = told.differences or told.unanswered
+    else:
+        kept = _archive(archive, settings.archive.path)
+        report = _output.run_async(_verify(settings, scope, kept))
+        _show(report)
+        wrong = report.differences
+    if wrong:
         raise typer.Exit(1)
 
 
@@ -52,22 +84,17 @@ def _archive(named: Path | None, usual: Path) -> Archive | None:
     return Archive(named or usual)
 
 
-async def _verify(
-    settings: Settings,
-    wanted: tuple[str | None, str | None, int | None, int | None],
-    archive: Archive | None,
-) -> Report:
+async def _verify(settings: Settings, scope: Scope, archive: Archive | None) -> Report:
     from market_data_core.intervals import NS_PER_MS
     from market_data_pipeline.assembly import LETTERS_TOPIC
     from market_data_pipeline.backends import missing_store, open_backends
     from market_data_pipeline.bus import codec
     from market_data_pipeline.generations import Generations
-    from market_data_pipeline.verification import CountedLog, Scope, verify
+    from market_data_pipeline.verification import CountedLog, verify
 
     absent = missing_store(settings)
     if absent:
         raise MdpError(absent)
-    scope: Scope = Scope(*wanted)
     async with open_backends(settings, wait=False) as backends:
         live = Generations(backends.bus, settings.bus.events_topic, backends.clock)
         log = CountedLog(
@@ -81,6 +108,42 @@ async def _verify(
             archive,
         )
         return await verify(backends.store, log, scope, list(settings.micro_batch.windows_ns))
+
+
+async def _verify_signals(settings: Settings, scope: Scope, strict: bool) -> SignalReport:
+    from market_data_pipeline._verify_signals import Reached, verify_signals
+    from market_data_pipeline.backends import missing_store, open_backends
+    from market_data_pipeline.positions import groups_of
+    from market_data_pipeline.signals.assembly import evaluator_of
+
+    evaluator = evaluator_of(_unhurried(settings))
+    if evaluator is None:
+        msg = "no adapter is enabled, so that there are no signals to compare with"
+        raise MdpError(msg)
+    absent = missing_store(settings)
+    if absent:
+        raise MdpError(absent)
+    bus, windows = settings.bus, settings.micro_batch.windows_ns
+    async with open_backends(settings, wait=False) as backends:
+        info = await backends.bus.find_topic(bus.bars_topic)
+        rows = await backends.store.status(groups_of(bus.group)["infer"], bus.bars_topic)
+        reached = Reached(rows if info else (), info.partitions if info else 1)
+        return await verify_signals(backends.store, evaluator, scope, windows, reached, strict)
+
+
+def _unhurried(settings: Settings) -> Settings:
+    """The settings with models that are waited for, instead of which nothing else answers."""
+    from market_data_core._config_inference import ModelAdapterSettings
+
+    inference = settings.inference
+    alone = {
+        kind: adapter.model_copy(update={"fallback": ""})
+        for kind, adapter in inference.adapters
+        if isinstance(adapter, ModelAdapterSettings)
+    }
+    adapters = inference.adapters.model_copy(update=alone)
+    patient = {"adapters": adapters, "deadline_ms": _DEADLINE_MS}
+    return settings.model_copy(update={"inference": inference.model_copy(update=patient)})
 
 
 def _read(report: Report) -> str:
@@ -111,10 +174,43 @@ def _show(report: Report) -> None:
          None if d.computed is None else repr(d.computed))
         for d in report.shown
     ]  # fmt: skip
-    title = f"{report.differences:,} difference{'s' if report.differences > 1 else ''}"
-    if len(rows) < report.differences:
-        title += f", of which these are the first {len(rows)}"
     columns = ("problem", "provider", "symbol", "interval", "ts", "column", "stored", "computed")
-    _output.show_table(columns, rows, title)
+    _output.show_table(columns, rows, _title(report.differences, len(rows)))
     if report.moved:
         typer.echo("bars were written meanwhile: stop the writers, or give --to, and verify again")
+
+
+def _show_signals(report: SignalReport) -> None:
+    from market_data_core.events import format_ts
+
+    rate = report.bars / max(report.seconds, 1e-9)
+    typer.echo(f"{'bars':<16} {report.bars:,} evaluated, {rate:,.0f}/s")
+    typer.echo(f"{'signals':<16} {report.agree:,} agree")
+    if report.retracted:
+        typer.echo(f"{'retracted':<16} {report.retracted:,}")
+    for why, count in report.apart.most_common():
+        typer.echo(f"{'not compared':<16} {count:,}: {why}")
+    for adapter, count in report.unanswered.items():
+        typer.echo(f"{'no answer':<16} of {adapter} for {count:,} bars")
+    if not report.differences:
+        nothing = not report.bars or (not report.agree and report.apart)
+        unknown = "what was compared agrees" if report.unanswered else "no difference"
+        typer.echo("nothing to compare" if nothing else unknown)
+        return
+    rows = [
+        (d.problem, d.provider, d.symbol, d.interval, format_ts(d.ts), d.name, d.column,
+         None if d.stored is None else repr(d.stored),
+         None if d.computed is None else repr(d.computed))
+        for d in report.shown
+    ]  # fmt: skip
+    columns = (
+        "problem", "provider", "symbol", "interval", "ts", "name", "column", "stored", "computed",
+    )  # fmt: skip
+    _output.show_table(columns, rows, _title(report.differences, len(rows)))
+    if report.moved:
+        typer.echo("bars or signals were written meanwhile: stop the writers, and verify again")
+
+
+def _title(differences: int, shown: int) -> str:
+    title = f"{differences:,} difference{'s' if differences > 1 else ''}"
+    return title + (f", of which these are the first {shown}" if shown < differences else "")

@@ -13,6 +13,9 @@ from market_data_core.contracts.feature import Column, Floats, Span
 
 Index = NDArray[np.intp]
 
+ROWS_MIN = 16
+"""NumPy adds up a single column pairwise, several ones row by row: so there are always several."""
+
 
 @dataclass(frozen=True, slots=True)
 class Strip:
@@ -21,7 +24,7 @@ class Strip:
     Attributes:
         values: shape (any,): all stored values.
         newest: shape (n,): index of the row's own bar; k bars before it stands ``newest - k *
-            step``, negative indices counting from the end.
+            step``, around the end where that is negative.
         step: distance between neighbours.
     """
 
@@ -31,12 +34,17 @@ class Strip:
 
     def back(self, depth: int) -> NDArray[Any]:
         """Shape (depth, n), contiguous: row k is k bars back; whatever stands there."""
+        if (np.diff(self.newest) == 1).all():  # rings that turn together: slices, not indices
+            first, n = int(self.newest[0]), len(self.newest)
+            begins = [(first - back * self.step) % len(self.values) for back in range(depth)]
+            if max(begins) + n <= len(self.values):
+                return np.stack([self.values[begin : begin + n] for begin in begins])
         offsets = np.arange(depth, dtype=np.intp)[:, None] * self.step
-        return self.values.take(self.newest - offsets)
+        return self.values.take(self.newest - offsets, mode="wrap")
 
     def one(self, back: Index) -> NDArray[Any]:
         """Shape (n,): the value `back` bars before each row."""
-        return self.values.take(self.newest - back * self.step)
+        return self.values.take(self.newest - back * self.step, mode="wrap")
 
 
 class StoredBars:
@@ -47,6 +55,9 @@ class StoredBars:
         strips: where each column stands, ``ts`` among them.
         available: shape (n,): how many bars each row has in its session, itself included.
         depths: how far back each column is looked at, at most.
+
+    Raises:
+        ValueError: there are fewer than :data:`ROWS_MIN` rows; fill up with copies of one.
     """
 
     def __init__(
@@ -56,6 +67,9 @@ class StoredBars:
         available: NDArray[np.int64],
         depths: Mapping[str, int],
     ) -> None:
+        if len(available) < ROWS_MIN:
+            msg = f"{len(available)} rows are too few, at least {ROWS_MIN} are needed"
+            raise ValueError(msg)
         self.interval_ns = interval_ns
         self._strips, self._available, self._depths = strips, available, depths
         self._gathered: dict[str, Floats] = {}
@@ -68,7 +82,7 @@ class StoredBars:
     def newest(self, name: Column) -> Floats:
         """Shape (n,): the value of the row's own bar."""
         strip = self._strips[name]
-        return strip.values.take(strip.newest)
+        return strip.values.take(strip.newest, mode="wrap")
 
     def window(self, span: Span) -> StoredWindow:
         """The bars within `span` of each row's bar."""

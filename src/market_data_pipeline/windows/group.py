@@ -17,6 +17,7 @@ from market_data_core.events import REASONS, EventBatch, Rejected, StreamEvent, 
 from market_data_core.intervals import format_interval
 from market_data_core.partitioning import partition_of
 from market_data_core.records import Record
+from market_data_core.signals import Signal
 from market_data_pipeline.timeline import Generation, Timeline
 from market_data_pipeline.windows.aggregate import Events
 from market_data_pipeline.windows.checkpoint import Checkpoint, decode_checkpoint
@@ -53,11 +54,17 @@ class PartitionGroup:
     forwards: list[Message]
     letters_topic: str
     gaps: list[Gap] = field(default_factory=list)
+    tells_all: bool = False
 
     @property
     def bars(self) -> Sequence[BarBatch]:
         """Bars in the order in which they were decided."""
         return [decided.bars for decided in self.decided]
+
+    @property
+    def signals(self) -> Sequence[Signal]:
+        """None: signals are made of bars that are stored."""
+        return ()
 
     def moved(self, bad: Sequence[BadRow]) -> int:
         """How many events bad rows move from stored to dead-lettered."""
@@ -152,6 +159,7 @@ class Topics:
         bars: where changed bars go.
         letters: where dead letters go.
         generations: of the live topic, to which it belongs; None if it stands alone.
+        tells_all: whether bars that were stored as they are before are published too.
     """
 
     events: str
@@ -159,6 +167,7 @@ class Topics:
     bars: str
     letters: str
     generations: Timeline | None = None
+    tells_all: bool = False
 
     @property
     def timeline(self) -> Timeline:

@@ -20,8 +20,9 @@ from market_data_core.records import Entry, Place, TopicInfo
 from market_data_pipeline.generations import Generations
 from market_data_pipeline.observe import Observer
 from market_data_pipeline.ownership import Ownership
-from market_data_pipeline.windows.assigner import FOREVER, NEVER, WindowSpec
+from market_data_pipeline.windows.assigner import FOREVER, WindowSpec
 from market_data_pipeline.windows.checkpoint import Counts, decode_checkpoint
+from market_data_pipeline.windows.consulting import Consulting
 from market_data_pipeline.windows.group import PartitionGroup, Topics
 from market_data_pipeline.windows.partition import Partition
 from market_data_pipeline.windows.recovery import Recovered, recover, tell_losses
@@ -82,17 +83,20 @@ class MicroBatcher:
         timeline = generations.timeline if generations else None
         home = timeline.of_topic(info.name) if timeline else None
         partitions = home.partitions if home else info.partitions
-        self._topics = Topics(info.name, partitions, bars_topic, letters_topic, timeline)
-        self._observer, self._history, self._commits = observer, history, commits
-        self._writer = GroupWriter(bus, store, commits, observer, guard, partitions)
+        self._topics = Topics(
+            info.name, partitions, bars_topic, letters_topic, timeline, not settings.live
+        )
+        self._observer, self._commits = observer, commits
+        self._writer = GroupWriter(
+            bus, store, commits, observer, guard, partitions, self._topics.timeline
+        )
+        retry = self._writer.retry
+        self._consulting = Consulting(history, settings.live, retry) if history else None
         self._owned: dict[int, Partition] = {}
-        self._known_to: dict[tuple[int, str], int] = {}
         self._committing: asyncio.Task[None] | None = None
         self._retention = Retention(bus, store, self._topics, settings, clock, lambda: self._owned)
-        self._ownership = Ownership(
-            bus, store, info, settings.group, settings.member, settings.lease_ns, clock,
-            self._writer.retry,
-        )  # fmt: skip
+        group, member, lease_ns = settings.group, settings.member, settings.lease_ns
+        self._ownership = Ownership(bus, store, info, group, member, lease_ns, clock, retry)
         self._commit_at = self._tell_at = 0.0
         self._told: dict[int, Place] = {}
         self._before: dict[int, int] = {}
@@ -237,15 +241,16 @@ class MicroBatcher:
             lambda: self._store.outbox(claim.key.group, claim.key.topic, number)
         )
         await self._writer.publish(left)
+        future_ns = self._settings.max_future_ns
         partition = Partition(
-            claim, found.checkpoint, self._spec, self._topics, self._codec,
-            self._settings.max_future_ns,
-        )  # fmt: skip
+            claim, found.checkpoint, self._spec, self._topics, self._codec, future_ns
+        )
         partition.gaps = found.gaps
         partition.dirty = bool(found.gaps)
         self._owned[number] = partition
         self._told.pop(number, None)
-        self._known_to = {key: to for key, to in self._known_to.items() if key[0] != number}
+        if self._consulting:
+            self._consulting.forget(number)
         self._before[number] = found.checkpoint.counts.received
         self._observer.adopted(number, checkpoint.counts if checkpoint else Counts())
         log.debug("partition owned", topic=self._info.name, partition=number, token=claim.token)
@@ -282,15 +287,14 @@ class MicroBatcher:
 
     async def _decide(self, busy: bool) -> None:
         """Collect what is due; commit if there is output, or positions are due."""
-        if self._history:
-            self._history.next_round()
-        for number, partition in list(self._owned.items()):
+        if self._consulting:
+            self._consulting.next_round()
+        for partition in list(self._owned.values()):
             streams = () if partition.restoring else partition.ticks.items()
             for provider, stream in list(streams):
                 limit = FOREVER
-                resumed = stream.closed > NEVER and (number, provider) not in self._known_to
-                if self._history and (resumed or stream.due()):
-                    limit = await self._consult(self._history, partition, provider)
+                if self._consulting:
+                    limit = await self._consulting.limit(partition, provider)
                 if stream.due(limit):
                     partition.collect(provider, limit)
         now = time.monotonic()
@@ -308,41 +312,6 @@ class MicroBatcher:
             await self._commit(ready)
         elif self._committing and self._committing.done():
             await self._settle_commit()
-
-    async def _consult(self, history: History, partition: Partition, provider: str) -> int:
-        """Bring in what others know of the windows about to close; returns how far they may."""
-        number, stream = partition.claim.key.partition, partition.ticks[provider]
-        begin = self._known_to.get((number, provider))
-        if begin is None:
-            begin = stream.history_from()
-            history.refresh()
-            stream.protected = await self._writer.retry(lambda: history.protected(provider))
-            if not self._settings.live and stream.closed > NEVER:
-                await self._resettle(history, partition, provider, begin)
-        limit = await self._writer.retry(lambda: history.limit(provider, number, begin))
-        target = min(stream.watermark, stream.known_until(), limit)
-        if target > begin:
-            batches = await self._writer.retry(
-                lambda: history.known(provider, number, begin, target)
-            )
-            for batch in batches:
-                stream.inject(batch)
-        if target > begin or stream.closed > NEVER:
-            self._known_to[number, provider] = max(begin, target)
-        return limit
-
-    async def _resettle(
-        self, history: History, partition: Partition, provider: str, until: int
-    ) -> None:
-        """Others may have added to what a resumed lane had settled: add it up again."""
-        number, stream = partition.claim.key.partition, partition.ticks[provider]
-        begin = stream.unsettled_from()
-        if begin < until:
-            own = await self._writer.retry(
-                lambda: history.own(provider, number, begin, until, partition.first_new)
-            )
-            known = await self._writer.retry(lambda: history.known(provider, number, begin, until))
-            stream.resettle(own, known)
 
     async def _mark_idle(self) -> None:
         if not self._settings.live:

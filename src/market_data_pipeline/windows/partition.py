@@ -11,20 +11,14 @@ from dataclasses import replace
 from operator import attrgetter
 
 import msgspec
-import numpy as np
 
 from market_data_core.contracts.bus import Codec
 from market_data_core.contracts.store import BadRow, Claim, Gap, Message
 from market_data_core.decoding import Decoder, Singles, latest_of
-from market_data_core.events import (
-    EventBatch,
-    Rejected,
-    StreamEvent,
-)
-from market_data_core.partitioning import partition_of
+from market_data_core.events import EventBatch, Rejected, StreamEvent
 from market_data_core.records import Mark, Place, Record
-from market_data_pipeline.windows.aggregate import Index
 from market_data_pipeline.windows.assigner import FOREVER, NEVER, WindowSpec
+from market_data_pipeline.windows.belonging import Belonging
 from market_data_pipeline.windows.checkpoint import Checkpoint
 from market_data_pipeline.windows.group import (
     Decided,
@@ -37,8 +31,9 @@ from market_data_pipeline.windows.group import (
     rounded,
     within,
 )
+from market_data_pipeline.windows.holes import Holes
 from market_data_pipeline.windows.official import OfficialBars
-from market_data_pipeline.windows.recovery import fenced, gaps_of, tell_difference
+from market_data_pipeline.windows.recovery import tell_difference
 from market_data_pipeline.windows.silence import idle_mark
 from market_data_pipeline.windows.stream import WindowStream
 
@@ -77,7 +72,9 @@ class Partition:
         self._checkpoint = checkpoint
         self._counted = self.first_new = checkpoint.counted
         self.place = Place(checkpoint.resume, checkpoint.counted)
-        self._read_until, self._missing = NEVER, 0
+        self._read_until = NEVER
+        where = f"{topics.events}, partition {claim.key.partition}"
+        self._holes = Holes(where, spec.base_ns, checkpoint.counted, checkpoint.counts.open)
         self._checksum = checkpoint.checksum
         self._counts = msgspec.structs.replace(checkpoint.counts)
         self._forwarded = checkpoint.forwarded
@@ -87,8 +84,8 @@ class Partition:
         self._letters = Letters(topics.events, checkpoint.log_id, claim.key.partition)
         self._forwards: list[Message] = []
         self._decoder = Decoder(codec, max_future_ns)
-        self._symbols_checked: dict[tuple[str, ...], Index | None] = {}
-        self.dirty = self._torn = False
+        self._belonging = Belonging(topics, claim.key.partition)
+        self.dirty = False
         for state in checkpoint.streams:
             if state.kind == "bar":
                 key = (state.provider, state.interval)
@@ -116,41 +113,32 @@ class Partition:
             began_ns: when reading began, UTC ns.
         """
         border = bisect_left(records, self.first_new, key=attrgetter("offset"))
-        for part in (records[:border], records[border:]):
-            if part and self._is_new(part[0]):
-                self._tell_missing()
-            for read, item in self._decoder.items(part):
-                self._take(item, read[-1])
-                self.position = read[-1].offset + 1
-                if self._is_new(read[-1]):
-                    self._counted, self.dirty = self.position, True
-                    self._log_received += sum(record.count for record in read)
+        self._read(records[:border])
+        if self._holes.due(restored=not self.restoring, behind=border < len(records)):
+            self._tell_holes()
+        self._read(records[border:])
         if border < len(records):
             self._checksum = records[-1].checksum
         self._read_until = records[-1].append_ts if records else began_ns
 
+    def _read(self, records: Sequence[Record]) -> None:
+        for read, item in self._decoder.items(records):
+            self._take(item, read[-1])
+            self.position = read[-1].offset + 1
+            if self._is_new(read[-1]):
+                self._counted, self.dirty = self.position, True
+                self._log_received += sum(record.count for record in read)
+
     def miss(self, position: int, events: int) -> None:
-        """Note that the log has lost events before the record at `position`.
+        """Note that the log has lost events before the record at `position`."""
+        self._holes.miss(position, events)
 
-        They are told of together with a record that comes behind it, so that nobody does it again.
-        """
-        if position < self.first_new:  # they were counted once, as open or as something final
-            self._torn = True
-        else:
-            self._missing += events
-
-    def _tell_missing(self) -> None:
-        """Count what the log has lost of what was open, or before it was read."""
-        lost, self._log_received = self._missing, self._log_received + self._missing
-        if self._torn:
-            lost += self._checkpoint.counts.open - self._open
-        self._missing, self._torn = 0, False
-        self._counts.lost += lost
-        where = f"{self.topics.events}, partition {self.claim.key.partition}"
-        base_ns = self.spec.base_ns
-        for state, stream in [(s.state(name), s) for name, s in self.ticks.items() if lost]:
-            self.gaps += gaps_of([state], base_ns, "log_hole", where)
-            stream.taint = fenced(state, base_ns).taint
+    def _tell_holes(self) -> None:
+        loss = self._holes.tell(self.ticks)
+        self._log_received += loss.unread
+        self._counts.lost += loss.lost
+        self.gaps += loss.gaps
+        self.dirty |= bool(loss.lost or loss.gaps)
 
     @property
     def _open(self) -> int:
@@ -212,6 +200,7 @@ class Partition:
         elif mark.ts > self._latest(record):
             return  # a producer with a wrong clock must not close anybody's windows
         elif mark.kind == "progress":
+            self.gaps += self._holes.reached(mark.provider, stream, mark.ts)
             stream.progress(mark.ts)
         else:
             stream.advance(mark.ts)
@@ -219,7 +208,7 @@ class Partition:
     def _take_batch(self, batch: EventBatch, record: Record, origin: Origin, new: bool) -> None:
         """Take the events of one stream; `record` is the last one that they came from."""
         self.last_append[batch.provider] = record.append_ts
-        mine = self._own_rows(batch)
+        mine = self._belonging.rows(batch)
         if mine is None:
             self._take_own(batch, record, origin, new)
             return
@@ -242,6 +231,7 @@ class Partition:
         if not new:
             stream.restore(batch, origin.position)
             return
+        self.gaps += self._holes.reached(batch.provider, stream, int(batch.src_ts[0]))
         late = stream.add(batch, origin.position, origin.offsets)
         if len(late):
             self._counts.late += len(late)
@@ -282,22 +272,6 @@ class Partition:
         self._counts.dead_lettered += len(taken.conflicts)
         for rows, reason in ((taken.late, "late"), (taken.conflicts, "id_conflict")):
             self._letters.events(batch.take(rows), origin.take(rows), reason)
-
-    def _own_rows(self, batch: EventBatch) -> Index | None:
-        """Which rows belong to this partition, in this generation; None if all do."""
-        key = batch.symbols
-        if key not in self._symbols_checked:
-            here = self.claim.key.partition
-            mine = np.array([partition_of(s, self.topics.partitions) == here for s in key])
-            if len(self._symbols_checked) > 1024:
-                self._symbols_checked.clear()
-            self._symbols_checked[key] = None if mine.all() else mine
-        mask, home = self._symbols_checked[key], self.topics.home
-        if mask is None and home.holds_all(batch.src_ts):
-            return None
-        mine = home.holds(batch.src_ts)
-        mine = mine if mask is None else mine & mask[batch.codes]
-        return None if mine.all() else mine
 
     def _forward(self, batch: EventBatch, record: Record) -> None:
         """Send misplaced events where their symbols belong; they are received there."""
@@ -370,6 +344,7 @@ class Partition:
             forwards,
             self.topics.letters,
             gaps,
+            self.topics.tells_all,
         )
 
     def committed(self, group: PartitionGroup, bad: Sequence[BadRow]) -> None:

@@ -3,23 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
 import structlog
 
 from market_data_core.bars import BarBatch
 from market_data_core.contracts.bus import Bus
-from market_data_core.contracts.store import Claim, CommitResult, Commits, OutboxItem, Positions
-from market_data_core.errors import FencedError, LogLostError
+from market_data_core.contracts.store import (
+    Claim,
+    CommitResult,
+    Commits,
+    Group,
+    OutboxItem,
+    Positions,
+)
+from market_data_core.errors import FencedError, LogLostError, MdpError, UsageError
 from market_data_core.partitioning import partition_of
-from market_data_core.records import Entry
-from market_data_pipeline.observe import Observer
+from market_data_core.records import Entry, TopicInfo
 from market_data_pipeline.patience import patient
-from market_data_pipeline.windows.group import PartitionGroup
+from market_data_pipeline.timeline import Timeline
 
 T = TypeVar("T")
 log = structlog.get_logger("micro_batcher")
+
+_TRIES = 3
+
+
+class Retries(Protocol):
+    """Who is told that a call is made again."""
+
+    def retried(self) -> None:
+        """A call is made again."""
+        ...
 
 
 class GroupWriter:
@@ -29,9 +45,10 @@ class GroupWriter:
         bus: where messages go.
         store: asked whether the guard still holds.
         commits: where groups go.
-        observer: keeps the metrics.
+        observer: told of every further try.
         guard: a claim without which nothing may be written.
         partitions: of the topic that is read.
+        timeline: of the events that are read; None if they are something else.
     """
 
     def __init__(
@@ -39,13 +56,15 @@ class GroupWriter:
         bus: Bus,
         store: Positions,
         commits: Commits,
-        observer: Observer,
+        observer: Retries,
         guard: Claim | None,
         partitions: int,
+        timeline: Timeline | None = None,
     ) -> None:
         self._bus, self._store, self._commits = bus, store, commits
         self._observer, self._guard, self._partitions = observer, guard, partitions
-        self._counts: dict[str, int] = {}
+        self._timeline = timeline
+        self._infos: dict[str, TopicInfo] = {}
         self._published: list[int] = []
 
     async def retry(self, call: Callable[[], Awaitable[T]]) -> T:
@@ -58,7 +77,7 @@ class GroupWriter:
             await self._commits.commit([], self._published, self._guard)
             self._published = []
 
-    async def commit(self, groups: Sequence[PartitionGroup]) -> CommitResult:
+    async def commit(self, groups: Sequence[Group]) -> CommitResult:
         """Commit the groups in one transaction.
 
         Raises:
@@ -87,29 +106,54 @@ class GroupWriter:
         for item in items:
             by_topic.setdefault(item.message.destination, []).append(item)
         for topic, group in by_topic.items():
-            count = await self._count(topic)
-            entries = [e for item in group for e in entries_of(item, self._partitions, count)]
-            await self.retry(lambda t=topic, e=entries: self._append(t, e))  # type: ignore[misc]
+            await self._publish(topic, group)
             self._published += [item.id for item in group]
 
-    async def _append(self, topic: str, entries: Sequence[Entry]) -> None:
-        """Append to the topic; if it was removed or replaced, to the one that is there now."""
-        try:
-            await self._bus.append(topic, entries)
-        except LogLostError as error:
-            log.warning("a topic was replaced, and is written on", topic=topic, error=str(error))
-            if await self._bus.find_topic(topic) is None:
-                await self._bus.create_topic(topic, self._counts.get(topic, self._partitions))
-            await self._bus.append(topic, entries)
+    async def _publish(self, topic: str, items: Sequence[OutboxItem]) -> None:
+        """Append to the topic; if it was removed or replaced, to the one that is there now.
 
-    async def _count(self, topic: str) -> int:
-        """Number of partitions of a topic that is published to."""
-        if topic not in self._counts:
+        Raises:
+            LogLostError: it is removed again and again.
+            MdpError: it was removed, and events are read from it.
+            UsageError: it does not take the messages.
+        """
+        for left in reversed(range(_TRIES)):
+            info = await self._find(topic, items)
+            count, own = info.partitions, self._partitions
+            entries = [entry for item in items for entry in entries_of(item, own, count)]
+            try:
+                await self.retry(lambda entries=entries: self._bus.append(topic, entries))  # type: ignore[misc]
+            except (LogLostError, UsageError) as error:
+                del self._infos[topic]
+                now = await self.retry(lambda: self._bus.find_topic(topic))
+                if not left or (isinstance(error, UsageError) and now == info):
+                    raise
+                log.warning("a topic was replaced, and is written on", topic=topic, was=str(error))
+            else:
+                return
+
+    async def _find(self, topic: str, items: Sequence[OutboxItem]) -> TopicInfo:
+        """A topic that is published to, made if it is not there."""
+        if topic not in self._infos:
             info = await self.retry(lambda: self._bus.find_topic(topic))
-            if info is None:  # the append will say so
-                return self._partitions
-            self._counts[topic] = info.partitions
-        return self._counts[topic]
+            if info is None:
+                size = self._size(topic, items)
+                info = await self.retry(lambda: self._bus.create_topic(topic, size))
+            self._infos[topic] = info
+        return self._infos[topic]
+
+    def _size(self, topic: str, items: Sequence[OutboxItem]) -> int:
+        """Number of partitions that a topic of results is made with.
+
+        Raises:
+            MdpError: events are read from it; whoever does that has to know.
+        """
+        if self._timeline and self._timeline.of_topic(topic):
+            msg = f"topic {topic!r} is gone while in use; start again to go on with a new one"
+            raise MdpError(msg)
+        if any(item.message.partition >= 0 for item in items):  # letters have one alone
+            return 1
+        return self._timeline.generations[0].partitions if self._timeline else self._partitions
 
 
 def entries_of(item: OutboxItem, partitions: int, count: int) -> list[Entry]:

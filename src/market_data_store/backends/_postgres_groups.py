@@ -1,4 +1,4 @@
-"""How groups get into PostgreSQL: bars, checkpoints, messages and gaps, inside one transaction."""
+"""How groups get into PostgreSQL: all that they hold, inside one transaction."""
 
 from __future__ import annotations
 
@@ -22,9 +22,11 @@ from market_data_core.contracts.store import (
     WriteCounts,
 )
 from market_data_core.errors import FencedError
+from market_data_core.tables import SIGNALS
 from market_data_store.backends._postgres_arrays import integers, moments, texts
 from market_data_store.backends._postgres_bars import Frontier, write_bars
-from market_data_store.backends._postgres_rows import NEW, UPDATED, Rows
+from market_data_store.backends._postgres_records import upsert_rows
+from market_data_store.backends._postgres_rows import BAD, NEW, UPDATED, Rows
 
 MINE = "consumer_group = %s AND topic = %s AND partition = %s"
 MESSAGE = "destination, key, payload, count, to_partition, provider, min_ts, max_ts"
@@ -46,10 +48,10 @@ _GAPS = """INSERT INTO gaps (provider, symbol, from_ts, to_ts, cause, state, det
 
 @dataclass(slots=True)
 class _Work:
-    """A group, and what became of its bars: (batch, row) of those that changed or are bad."""
+    """A group, and what became of its bars: (batch, row) of those to publish, and of the bad."""
 
     group: Group
-    changed: dict[int, list[int]] = field(default_factory=dict)
+    told: dict[int, list[int]] = field(default_factory=dict)
     bad: list[BadRow] = field(default_factory=list)
 
 
@@ -64,11 +66,15 @@ async def commit_groups(
 
     Raises:
         FencedError: a claim no longer holds.
+        RejectedError: a signal can never be stored.
     """
     result = CommitResult()
     await _require_claims(db, groups, guard)
     work = [_Work(group) for group in groups]
     result.counts = await _write_bars(db, work, now, frontier)
+    signals = [signal for group in groups for signal in group.signals]
+    if signals:
+        result.signals = await upsert_rows(db, SIGNALS, signals, now // 1000)
     if work:
         await _finish(db, work, now, result)
     gaps = [gap for group in groups for gap in group.gaps]
@@ -106,12 +112,14 @@ async def _write_bars(
     """Write the bars of all groups as one table, and tell each group what became of its own."""
     origin = [(one, i) for one in work for i in range(len(one.group.bars))]
     rows = Rows([batch for one in work for batch in one.group.bars])
-    if len(rows):
-        await write_bars(db, rows, now // 1000, frontier)
-    changed = (rows.fate == NEW) | (rows.fate == UPDATED)
-    for number in np.unique(rows.batch[changed]).tolist():
+    if not len(rows):
+        return rows.counts()
+    await write_bars(db, rows, now // 1000, frontier)
+    all_told = np.array([one.group.tells_all for one, _ in origin], bool)[rows.batch]
+    told = (rows.fate == NEW) | (rows.fate == UPDATED) | (all_told & (rows.fate != BAD))
+    for number in np.unique(rows.batch[told]).tolist():
         one, i = origin[number]
-        one.changed[i] = np.sort(rows.row[changed & (rows.batch == number)]).tolist()
+        one.told[i] = np.sort(rows.row[told & (rows.batch == number)]).tolist()
     for at, error in rows.errors.items():
         one, i = origin[rows.batch[at]]
         one.bad.append(BadRow(i, int(rows.row[at]), error))
@@ -122,7 +130,7 @@ async def _write_bars(
 
 async def _bar_messages(db: AsyncConnection[Any], work: list[_Work]) -> list[list[Message]]:
     """What to publish of each group's bars; versions are drawn after the bars are locked."""
-    needed = sum(len(one.changed) for one in work if one.group.bars_topic)
+    needed = sum(len(one.told) for one in work if one.group.bars_topic)
     versions: Iterator[int] = iter(())
     if needed:
         cursor = await db.execute(
@@ -136,18 +144,18 @@ def _messages(one: _Work, versions: Iterator[int]) -> list[Message]:
     claim, key = one.group.claim, one.group.claim.key
     origin = f"{key.group}/{key.topic}/{key.partition}/{claim.token}/{claim.sequence}"
     messages = []
-    for i, rows in sorted(one.changed.items()):
+    for i, rows in sorted(one.told.items()):
         batch = one.group.bars[i]
-        changed = batch if len(rows) == len(batch) else batch.take(np.array(rows, int))
+        told = batch if len(rows) == len(batch) else batch.take(np.array(rows, int))
         messages.append(
             Message(
                 one.group.bars_topic,
                 f"{origin}/bars/{i}",
-                changed.encode(next(versions)),
-                len(changed),
-                provider=changed.provider,
-                min_ts=int(changed.ts.min()),
-                max_ts=int(changed.ts.max()),
+                told.encode(next(versions)),
+                len(told),
+                provider=told.provider,
+                min_ts=int(told.ts.min()),
+                max_ts=int(told.ts.max()),
             )
         )
     return messages

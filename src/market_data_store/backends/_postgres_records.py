@@ -78,7 +78,9 @@ async def replace_row(db: AsyncConnection[Any], table: Table, old: Any, new: Any
 # ---- values --------------------------------------------------------------------------------
 
 
-def _time(value: datetime) -> int:
+def _time(value: datetime | int) -> int:
+    if isinstance(value, int):
+        return _count(value) // 1_000
     since = value - _EPOCH
     return (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
 

@@ -7,6 +7,7 @@ from dataclasses import astuple
 
 import numpy as np
 
+from market_data_core.bars import BarBatch
 from market_data_core.contracts.store import (
     BadRow,
     Claim,
@@ -17,7 +18,7 @@ from market_data_core.contracts.store import (
     PartitionKey,
 )
 from market_data_core.errors import FencedError
-from market_data_store.backends._sqlite_bars import bad_rows, write_bars
+from market_data_store.backends._sqlite_bars import Written, bad_rows, write_bars
 
 MINE = "consumer_group = ? AND topic = ? AND partition = ?"
 MESSAGE = "destination, key, payload, count, to_partition, provider, min_ts, max_ts"
@@ -38,17 +39,17 @@ def commit_group(
         written = write_bars(db, batch, now)
         result.counts.add(written.counts)
         bad += bad_rows(i, written)
-        changed = batch if written.changed is None else batch.take(np.array(written.changed, int))
-        if group.bars_topic and len(changed):
+        told = _told(batch, written, group.tells_all)
+        if group.bars_topic and len(told):
             version = _next_version(db)
-            span = int(changed.ts.min()), int(changed.ts.max())
+            span = int(told.ts.min()), int(told.ts.max())
             messages.append(
                 Message(
                     group.bars_topic,
                     f"{origin}/bars/{i}",
-                    changed.encode(version),
-                    len(changed),
-                    provider=changed.provider,
+                    told.encode(version),
+                    len(told),
+                    provider=told.provider,
                     min_ts=span[0],
                     max_ts=span[1],
                 )
@@ -75,6 +76,15 @@ def commit_group(
             VALUES (?, ?, ?, ?, ?, 'open', ?, ?) ON CONFLICT DO NOTHING""",
         [(g.provider, g.symbol, g.from_ts, g.to_ts, g.cause, g.detail, now) for g in group.gaps],
     )
+
+
+def _told(batch: BarBatch, written: Written, tells_all: bool) -> BarBatch:
+    """The bars to publish."""
+    if tells_all and written.bad:
+        return batch.take(np.delete(np.arange(len(batch)), [row for row, _ in written.bad]))
+    if tells_all or written.changed is None:
+        return batch
+    return batch.take(np.array(written.changed, int))
 
 
 def row_of(key: PartitionKey) -> tuple[str, str, int]:

@@ -54,9 +54,9 @@ def replace_row(db: sqlite3.Connection, table: Table, old: Any, new: Any, now_ns
     return cursor.rowcount == 1
 
 
-def _time(value: datetime | None) -> int | None:
-    if value is None:
-        return None
+def _time(value: datetime | int | None) -> int | None:
+    if value is None or isinstance(value, int):
+        return value
     since = value - _EPOCH
     return (since.days * 86_400 + since.seconds) * 10**9 + since.microseconds * 1_000
 

@@ -24,7 +24,7 @@ from market_data_core.contracts.store import (
 )
 from market_data_core.errors import DamagedFileError, UsageError
 from market_data_core.registry import Backend
-from market_data_core.tables import BARS, Policy, Select, StoreStatus, Table
+from market_data_core.tables import BARS, SIGNALS, Policy, Select, StoreStatus, Table
 from market_data_store.backends._sqlite_bars import STAGE, write_all_bars
 from market_data_store.backends._sqlite_groups import MESSAGE, MINE, commit_group, require, row_of
 from market_data_store.backends._sqlite_read import frame, query, select
@@ -214,6 +214,8 @@ class SqliteStore:
                 require(held.fetchone() is not None, guard)
             for group in groups:
                 commit_group(db, group, now, result)
+            signals = [signal for group in groups for signal in group.signals]
+            result.signals = upsert_rows(db, SIGNALS, signals, now)
             db.executemany("DELETE FROM outbox WHERE id = ?", [(i,) for i in published])
             return result
 

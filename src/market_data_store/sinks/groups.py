@@ -93,7 +93,7 @@ class GroupSink:
         """What can be known of a commit whose answer was lost; None if it did not happen.
 
         The groups are one transaction, so any of them that nobody took over since tells of all.
-        What was done to the bars is not known, except which of them were refused.
+        What was done to bars and signals is not known, except which bars were refused.
         """
         if not groups:
             return None
@@ -185,6 +185,7 @@ class CoordinatedCommits:
 
         Raises:
             FencedError: a claim no longer holds; nothing was written.
+            RejectedError: a signal can never be stored; nothing was written.
         """
         item = GroupWrite(groups, published, guard)
         await self._coordinator.submit(item)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import sys
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING
@@ -161,21 +162,31 @@ async def test_a_member_with_a_name_that_stays_comes_back(open_bus: Open) -> Non
 
 
 async def test_two_processes_of_one_name_that_stays(open_bus: Open) -> None:
-    """The first is told that the other has taken its place."""
+    """The first is told that the other has taken its place, as often as it asks, and lets it."""
     first, second = open_bus(group_instance_id="one"), open_bus(group_instance_id="one")
     await first.create_topic(TOPIC, 4)
     await shared((first, "a"))
     await second.assignment(TOPIC, group_of(second), "b")
-    with pytest.raises(UsageError, match=r"'one' in group .* has to differ"):
-        await refused(first)
+    await refused(first)
+    await shared((second, "b"))
+    deadline = time.monotonic() + 2 * SESSION_MS / 1000
+    while time.monotonic() < deadline:
+        with pytest.raises(UsageError, match=r"'one' in group .* has to differ"):
+            await first.assignment(TOPIC, group_of(first), "a")
+        assert len(await second.assignment(TOPIC, group_of(second), "b")) == 4
+        await asyncio.sleep(0.02)
+    await second.leave(TOPIC, group_of(second), "b")
+    await first.leave(TOPIC, group_of(first), "a")
+    await shared((first, "a"))  # when it is asked to, it joins again
 
 
 async def refused(bus: KafkaBus) -> None:
     """Ask for a share until that fails."""
     async with asyncio.timeout(10):
-        while True:
-            await bus.assignment(TOPIC, group_of(bus), "a")
-            await asyncio.sleep(0.02)
+        with suppress(UsageError):
+            while True:
+                await bus.assignment(TOPIC, group_of(bus), "a")
+                await asyncio.sleep(0.02)
 
 
 async def test_what_is_acknowledged_is_seen_by_kafkas_tools(open_bus: Open, kafka: Server) -> None:

@@ -19,7 +19,7 @@ from tests.integration.bus.redis_kit import (
 )
 from tests.servers.redis import Server
 
-from market_data_core.errors import LogLostError
+from market_data_core.errors import LogHoleError, LogLostError
 from market_data_core.records import Record
 from market_data_pipeline.bus._redis_entries import id_of
 from market_data_pipeline.bus.redis import RedisBus
@@ -82,6 +82,53 @@ async def test_who_begins_anew_because_of_a_hole_gets_past_it(redis_server: Serv
             client.xdel(prefix + TOPIC, id_of(records[3].offset))
         assert await read_with_losses(bus, position) == (["b", "c", "e"], 1)
         assert await read_with_losses(bus, records[0].offset) == (["a", "b", "c", "e"], 0)
+
+
+@pytest.mark.parametrize("before", ["ours", "theirs", "gone"])
+async def test_a_hole_right_where_a_new_reader_begins(redis_server: Server, before: str) -> None:
+    """It shows by the entry before, or by the last of ours before theirs; else nobody can tell."""
+    prefix = redis_server.new_prefix()
+    async with opened(redis_server.uri, prefix) as bus:
+        records = await five(bus)
+        with redis_server.client() as client:
+            key = prefix + TOPIC
+            if before == "theirs":
+                for data in ("x", "y", "z"):
+                    client.xadd(key, {"data": data})
+            position = (await read_all(bus))[-1].offset + 1
+            await bus.append(TOPIC, [entry("f", count=3), entry("g", count=4), entry("h")])
+            client.xdel(key, *(id_of(r.offset) for r in (await read_all(bus, 0, position))[:2]))
+            if before == "gone":
+                client.xdel(key, id_of(records[-1].offset))
+        async with opened(redis_server.uri, prefix) as fresh:
+            if before != "gone":
+                with pytest.raises(LogHoleError, match="7 events before") as hole:
+                    await fresh.poll(TOPIC, {0: position}, PLENTY, 0)
+                assert hole.value.events == 7
+            assert await read_with_losses(fresh, position) == (["h"], 0)
+        async with opened(redis_server.uri, prefix) as behind:
+            assert await read_with_losses(behind, (await bus.bounds(TOPIC, 0)).next) == ([], 0)
+
+
+async def test_a_new_reader_where_nothing_is_missing(redis_server: Server) -> None:
+    """Wherever it begins: behind records of ours, of others, of large ones, or at what is kept."""
+    prefix = redis_server.new_prefix()
+    async with opened(redis_server.uri, prefix) as bus:
+        await five(bus)
+        with redis_server.client() as client:
+            for number in range(1_500):
+                client.xadd(prefix + TOPIC, {"data": "x"})
+                if number in (10, 400):
+                    await bus.append(TOPIC, [entry("y" * 100_000, count=9)])
+        await bus.append(TOPIC, [entry("z", count=2)])
+        records = await read_all(bus)
+        await bus.trim(TOPIC, 0, records[2].offset, 1 << 62, PLENTY)
+        for place in [*records[2:30], *records[400:420], *records[-3:]]:
+            async with opened(redis_server.uri, prefix) as fresh:
+                found = await fresh.poll(TOPIC, {0: place.offset}, 10_000, 0)
+                assert found[0][0] == place
+                last = await fresh.poll(TOPIC, {0: records[-1].offset}, 1, 0)
+                assert texts(last[0]) == ["z"]
 
 
 async def test_two_readers_are_each_told_of_a_hole(redis_server: Server) -> None:

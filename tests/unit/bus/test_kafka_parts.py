@@ -9,15 +9,17 @@ from typing import Any
 
 import pytest
 from confluent_kafka import KafkaError, KafkaException, Message
+from structlog.testing import capture_logs
 
 from market_data_core import registry
 from market_data_core.clock import SystemClock
 from market_data_core.config import BusSettings, KafkaBusSettings
 from market_data_core.errors import LogLostError, MdpError, TransientError, UsageError
-from market_data_core.records import Entry, Record
+from market_data_core.records import Entry, Record, TopicInfo
 from market_data_core.redaction import redact_value
 from market_data_pipeline.bus._kafka_appender import Append, Known
 from market_data_pipeline.bus._kafka_browser import _joined
+from market_data_pipeline.bus._kafka_bus import KafkaBus
 from market_data_pipeline.bus._kafka_heads import HEADER, Admission, Head, head_of, header_of
 from market_data_pipeline.bus._kafka_link import Link
 from market_data_pipeline.bus._kafka_member import Member
@@ -254,7 +256,7 @@ def test_options_that_are_refused(options: dict[str, Any], message: str) -> None
         (KafkaError._AUTO_OFFSET_RESET, LogLostError),
         (KafkaError.MSG_SIZE_TOO_LARGE, UsageError),
         (KafkaError.TOPIC_AUTHORIZATION_FAILED, UsageError),
-        (KafkaError.UNKNOWN_TOPIC_OR_PART, UsageError),
+        (KafkaError.UNKNOWN_TOPIC_OR_PART, LogLostError),
     ],
 )
 def test_errors_in_the_platforms_words(code: int, kind: type[MdpError]) -> None:
@@ -318,3 +320,25 @@ def test_a_member_outlives_a_failing_consumer(monkeypatch: pytest.MonkeyPatch) -
         assert len(made) == 2
     finally:
         member.leave()
+
+
+async def test_a_producer_that_cannot_be_made_ready_is_told_of(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """By a line without secrets; nobody waits for it."""
+    bus = KafkaBus(BusSettings(kafka=KafkaBusSettings(bootstrap_servers="127.0.0.1:1")))
+
+    def prepare(_: str) -> None:
+        raise RuntimeError("password=secret1 is wrong")
+
+    monkeypatch.setattr(bus._topics, "create", lambda name, count: TopicInfo(name, "id", count))
+    monkeypatch.setattr(bus._appender, "prepare", prepare)
+    with capture_logs() as lines:
+        await bus.create_topic("t", 1)
+        async with asyncio.timeout(5):
+            while not lines:
+                await asyncio.sleep(0.001)
+    await bus.close()
+    assert "made ready" in lines[0]["event"]
+    assert "is wrong" in lines[0]["error"]
+    assert "secret1" not in lines[0]["error"]

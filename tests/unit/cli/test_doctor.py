@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 START = 1_761_314_400 * 10**9  # 2025-10-24T14:00:00Z
 CHECKS = {
     "python", "packages", "sqlite", "clock", "cpu", "memory", "configuration", "store folder",
-    "store disk", "bus folder", "bus disk", "metrics port", "bus", "store",
+    "store disk", "bus folder", "bus disk", "metrics port", "bus", "store", "inference",
 }  # fmt: skip
 
 
@@ -158,3 +158,52 @@ def test_a_taken_port_is_no_failure(home: Home) -> None:
         output = home.ok("doctor", "--config", "port.yaml")
 
     assert f"warn  metrics port   127.0.0.1:{port}" in output
+
+
+def test_adapters_that_are_on_are_told(home: Home) -> None:
+    output = home.ok("doctor")
+    assert "ok    inference      enabled: rules with 5 rules\n" in output
+
+    one = "- {name: up, condition: 'close > open', signal: 1}\n"
+    Path("one.yaml").write_text(one, encoding="utf-8")
+    write_adapters("rules: {file: one.yaml}")
+    output = home.ok("doctor", "--config", "adapters.yaml")
+    assert "ok    inference      enabled: rules with 1 rule\n" in output
+
+    write_adapters("rules: {enabled: false}")
+    output = home.ok("doctor", "--config", "adapters.yaml")
+    assert "ok    inference      no adapter is enabled" in output
+
+
+def test_wrong_rules_models_and_features_fail(home: Home) -> None:
+    def failure(text: str) -> str:
+        Path("adapters.yaml").write_text(text, encoding="utf-8")
+        result = home.run("doctor", "--config", "adapters.yaml")
+        assert result.exit_code == 1
+        (line,) = [row for row in result.stdout.splitlines() if row.startswith("fail")]
+        assert line[6:20].strip() == "inference"
+        return line
+
+    Path("wrong.yaml").write_text(
+        "- {name: a, condition: 'clos > 1', signal: 1}\n"
+        "- {name: b, condition: 'volume >', signal: 1}\n",
+        encoding="utf-8",
+    )
+    line = failure("inference: {adapters: {rules: {file: wrong.yaml}}}\n")
+    assert "wrong.yaml" in line
+    assert "close" in line  # which was probably meant
+    assert "missing.onnx" in failure(
+        "inference: {adapters: {onnx: {enabled: true, model_path: missing.onnx}}}\n"
+    )
+    assert "fast_9s" in failure("features: {windows: [{name: fast_9s, horizon: 9s}]}\n")
+    Path("late.yaml").write_text(
+        "- {name: a, condition: 'sma_1s > 1', signal: 1}\n", encoding="utf-8"
+    )
+    assert "1s is too short for bars of 2s" in failure(
+        "features: {windows: [{name: sma_1s, horizon: 1s}]}\n"
+        "inference: {adapters: {rules: {file: late.yaml}}}\n"
+    )
+
+
+def write_adapters(adapters: str) -> None:
+    Path("adapters.yaml").write_text(f"inference: {{adapters: {{{adapters}}}}}\n", encoding="utf-8")

@@ -13,6 +13,7 @@ from market_data_core.contracts.store import PartitionKey
 from market_data_core.errors import MdpError, UsageError
 from market_data_pipeline.archive.checkpoint import GROUP_SUFFIX
 from market_data_pipeline.backends import open_backends
+from market_data_store.backends.sqlite import SqliteStore
 
 if TYPE_CHECKING:
     from tests.unit.cli.conftest import Home
@@ -114,3 +115,27 @@ def test_a_group_that_there_is_not_is_told(archived: Home) -> None:
     assert f"did you mean {OWN!r}?" in str(error)
     both = archived.error("stream", "groups", "--group", OWN, "--topic", "mdp.dlq")
     assert f"group {OWN!r} does not read topic 'mdp.dlq'" in str(both)
+
+
+def test_one_that_was_killed_can_be_repeated(
+    archived: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Messages are gone before the positions by which they are found."""
+    archived.store(
+        "INSERT INTO outbox (consumer_group, topic, partition, destination, key, payload, count, "
+        "to_partition, provider, min_ts, max_ts) "
+        "VALUES (?, 'mdp.events', 0, 'mdp.dlq', 'a', x'', 0, 0, '', 0, 0)",
+        [ARCHIVE],
+    )
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    for step in ("commit", "forget"):
+        with monkeypatch.context() as patched:
+            patched.setattr(SqliteStore, step, killed)
+            archived.run(*COMMAND, ARCHIVE, "--yes")
+        assert groups(archived) == {OWN, ARCHIVE}
+    archived.ok(*COMMAND, ARCHIVE, "--yes")
+    assert groups(archived) == {OWN}
+    assert archived.store("SELECT * FROM outbox") == []

@@ -51,9 +51,10 @@ def test_topics_are_told_with_what_they_hold(home: Home) -> None:
 
 def test_kinds_are_told_by_name(home: Home) -> None:
     names = ("mdp.events", "mdp.events-g2", "mdp.events-generations", "mdp.bars.x", "mdp.feedback",
-             "mdp.dlq.replays", "mine")  # fmt: skip
+             "mdp.dlq.replays", "mdp.signals", "mdp.signals.x", "mine")  # fmt: skip
     assert [_topics.kind_of(home.settings(), name) for name in names] == [
-        "events", "events", "generations", "recording_bars", "feedback", "replays", "other"
+        "events", "events", "generations", "recording_bars", "feedback", "replays", "signals",
+        "recording_signals", "other",
     ]  # fmt: skip
 
 

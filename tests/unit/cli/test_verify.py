@@ -146,7 +146,7 @@ def test_ranges_symbols_and_providers_narrow_it(home: Home) -> None:
         found = home.store(f"SELECT count(*) FROM bars_ohlcv WHERE {where}", values)
         return int(found[0][0])
 
-    one = home.ok("verify", "--provider", "feed", "--symbol", "b")
+    one = home.ok("verify", "--provider", "feed", "--symbols", "b")
     assert count(one) == bars("provider = 'feed' AND symbol = 'B'")
     # windows that reach out of the range are not compared: it holds half of them
     part = home.ok("verify", "--from", "2025-10-24T14:00:31Z", "--to", "2025-10-24T14:02:00Z")

@@ -320,7 +320,7 @@ def test_every_setting_is_documented() -> None:
     assert docs["bus.retention.max_bytes"].default == "20GB"
     assert docs["bus.embedded.path"].default == "${MDP_HOME:-.mdp}/bus"
     assert docs["micro_batch.window_ms"].default == "2000"
-    assert docs["features.windows[].horizon"].default == "required"
+    assert docs["features.windows[].name"].default == "required"
     assert docs["producers.synthetic.tick_rate"].type == "float"
     assert _keys(Settings().model_dump(), "") - {"producers"} <= set(docs)
 

@@ -1,29 +1,39 @@
-"""The way of a group into a real store whose answers get lost."""
+"""The way of a group into a real store whose answers get lost, and onto a bus that changes."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from tests.property._harness import coordinated
+from tests.property._memory_bus import MemoryBus
 
+from market_data_core.bars import VALUE_COLUMNS, BarBatch
 from market_data_core.clock import ManualClock
+from market_data_core.contracts.bus import Bus
 from market_data_core.contracts.store import (
     Claim,
     CommitResult,
     Group,
+    Message,
+    OutboxItem,
     PartitionKey,
     PartitionStatus,
 )
 from market_data_core.deadletters import decode_letters
-from market_data_core.errors import FencedError, TransientError
+from market_data_core.errors import FencedError, LogLostError, MdpError, TransientError, UsageError
 from market_data_core.events import make_batch
 from market_data_core.partitioning import partition_of
-from market_data_core.records import Record
+from market_data_core.records import Entry, Record
 from market_data_pipeline.bus import codec
 from market_data_pipeline.bus.embedded import EmbeddedBus
 from market_data_pipeline.observe import Observer
+from market_data_pipeline.timeline import Timeline
 from market_data_pipeline.windows.assigner import WindowSpec
 from market_data_pipeline.windows.checkpoint import Checkpoint, Counts, decode_checkpoint
 from market_data_pipeline.windows.group import Topics
@@ -158,3 +168,145 @@ async def test_what_was_not_committed_is_tried_again(store: Deaf, writer: GroupW
     await store.claim(KEYS[0], "them", -S)
     with pytest.raises(FencedError):
         await writer.commit([group])
+
+
+# ---- topics that somebody removes ------------------------------------------------------------
+
+
+def letter(key: str) -> OutboxItem:
+    """A message of letters, decided in the second partition."""
+    return OutboxItem(1, 1, Message("mdp.dlq", key, b"letter", 1, partition=0))
+
+
+def bar(key: str, symbol: str = "SPY") -> OutboxItem:
+    """A message of one bar, decided in the partition of its symbol."""
+    columns: dict[str, Any] = {name: np.array([1.0]) for name in VALUE_COLUMNS}
+    columns["trade_count"] = np.array([1])
+    codes, ts = np.zeros(1, np.int32), np.array([T])
+    batch = BarBatch("p", "1s", "final", (symbol,), codes, ts, **columns)
+    number = partition_of(symbol, 2)
+    return OutboxItem(2, number, Message("mdp.bars", key, batch.encode(1), 1, provider="p"))
+
+
+class Watched(MemoryBus):
+    """A client that notices what others have done to a topic, as those of real buses do."""
+
+    def __init__(self) -> None:
+        super().__init__(ManualClock(T))
+        self._lost: set[str] = set()
+
+    async def drop_topic(self, name: str) -> None:
+        await super().drop_topic(name)
+        self._lost.add(name)
+
+    async def append(self, topic: str, entries: Sequence[Entry]) -> None:
+        if topic in self._lost:
+            self._lost.remove(topic)
+            raise LogLostError(topic)
+        await super().append(topic, entries)
+
+
+@dataclass
+class Place:
+    """A bus as the writer sees it, and as somebody else does."""
+
+    bus: Bus
+    other: Bus
+    writer: GroupWriter
+
+    async def counts(self, topic: str) -> list[int]:
+        """Records in each partition."""
+        info = await self.other.find_topic(topic)
+        assert info
+        polled = await self.other.poll(topic, dict.fromkeys(range(info.partitions), 0), 1 << 20, 0)
+        return [len(polled.get(number, ())) for number in range(info.partitions)]
+
+
+@pytest.fixture(params=["embedded", "memory"])
+async def place(
+    request: pytest.FixtureRequest, store: Deaf, tmp_path: Path
+) -> AsyncIterator[Place]:
+    bus: Bus = Watched()
+    other = bus
+    if request.param == "embedded":
+        bus, other = (EmbeddedBus(tmp_path / "bus", clock=ManualClock(T)) for _ in range(2))
+    await bus.create_topic("mdp.dlq", 1)
+    await bus.create_topic("mdp.bars", 2)
+    async with coordinated(store) as commits:
+        observer = Observer("mdp.events", "g", "us", False, 0)
+        timeline = Timeline.alone("mdp.events", 2)
+        yield Place(bus, other, GroupWriter(bus, store, commits, observer, None, 2, timeline))
+    await bus.close()
+    await other.close()
+
+
+@pytest.mark.parametrize("known", [False, True])
+@pytest.mark.parametrize("made", [bar, letter])
+async def test_a_topic_that_was_removed_is_made_as_it_was(
+    place: Place, known: bool, made: Callable[[str], OutboxItem]
+) -> None:
+    topic = made("").message.destination
+    before = await place.bus.find_topic(topic)
+    if known:
+        await place.writer.publish([made("a")])
+    await place.other.drop_topic(topic)
+    await place.writer.publish([made("b")])
+    after = await place.other.find_topic(topic)
+    assert before
+    assert after
+    assert (after.partitions, after.log_id == before.log_id) == (before.partitions, False)
+    assert sum(await place.counts(topic)) == 1
+
+
+@pytest.mark.parametrize("partitions", [1, 2, 5])
+async def test_a_topic_that_was_replaced_gets_what_belongs_where(
+    place: Place, partitions: int
+) -> None:
+    symbols = "ABCDEFGH"
+    await place.writer.publish([bar("a")])
+    await place.other.drop_topic("mdp.bars")
+    await place.other.create_topic("mdp.bars", partitions)
+    await place.writer.publish([bar(symbol, symbol) for symbol in symbols])
+    wanted = Counter(partition_of(symbol, partitions) for symbol in symbols)
+    assert await place.counts("mdp.bars") == [wanted[n] for n in range(partitions)]
+
+
+async def test_the_same_entries_are_appended_again_while_the_bus_is_away(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By which a bus knows what it has begun."""
+    append, tried = place.bus.append, list[Sequence[Entry]]()
+
+    async def away(topic: str, entries: Sequence[Entry]) -> None:
+        tried.append(entries)
+        if len(tried) < 3:
+            raise TransientError("away")
+        await append(topic, entries)
+
+    monkeypatch.setattr(place.bus, "append", away)
+    await place.writer.publish([letter("a")])
+    assert len(tried) == 3
+    assert tried[0] is tried[1] is tried[2]
+
+
+async def test_a_topic_of_events_that_was_removed_is_not_made_by_who_forwards(
+    place: Place,
+) -> None:
+    forwarded = OutboxItem(1, 1, Message("mdp.events", "k", b"x", 1, partition=0))
+    await place.bus.create_topic("mdp.events", 2)
+    await place.writer.publish([forwarded])
+    await place.other.drop_topic("mdp.events")
+    with pytest.raises(MdpError, match=r"'mdp\.events'"):
+        await place.writer.publish([replace(forwarded, id=2)])
+    assert await place.other.find_topic("mdp.events") is None
+
+
+async def test_what_a_topic_refuses_as_it_is_is_an_error(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refuse(topic: str, entries: Sequence[Entry]) -> None:
+        raise UsageError("too large")
+
+    monkeypatch.setattr(place.bus, "append", refuse)
+    with pytest.raises(UsageError, match="too large"):
+        await place.writer.publish([letter("a")])

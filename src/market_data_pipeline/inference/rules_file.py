@@ -1,0 +1,327 @@
+"""A file of rules: a list, checked as a whole, its faults told with their lines."""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
+
+from market_data_core._config_problems import problems_of, shorten
+from market_data_core._config_types import check_symbol
+from market_data_core._config_yaml import Document, Problem, dotted, parse_yaml
+from market_data_core._suggest import did_you_mean
+from market_data_core.config import (
+    Interval,
+    SettingsModel,
+    check_distinct,
+    check_provider_name,
+    problems_text,
+)
+from market_data_core.errors import ConfigError
+from market_data_core.intervals import canonical_interval, parse_interval
+from market_data_pipeline.inference.expression import (
+    Condition,
+    ConditionError,
+    Known,
+    compile_condition,
+    unknown_column,
+)
+
+RULES_MAX = 1_000
+"""Most rules in one file."""
+
+_KEY = "rules"
+_OFFICIAL = ":official"
+_START = re.compile(r"\A((?:[ \t]*(?:#.*)?\r?\n)*)---(?=\s|\Z)")
+_LINE = re.compile(r"\bline (\d+)\b")
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}")
+
+
+def _number(value: Any) -> Any:
+    if isinstance(value, bool):
+        msg = f"must be a number, got {str(value).lower()}"
+        raise ValueError(msg)  # noqa: TRY004 - other errors are not gathered
+    return value
+
+
+def _list(value: Any) -> Any:
+    if isinstance(value, str):
+        msg = f"must be a list, such as [{value}]"
+        raise ValueError(msg)  # noqa: TRY004 - likewise
+    return value
+
+
+def _name(text: str) -> str:
+    if _NAME.fullmatch(text):
+        return text
+    msg = (
+        f"{text!r} is not valid: 1 to 64 letters, digits, '_', '.' or '-', beginning with a "
+        "letter or '_'"
+    )
+    raise ValueError(msg)
+
+
+def _one_star(text: str) -> str:
+    if "*" in text[:-1]:
+        msg = f"{text!r}: a * may only stand at the end, where it stands for anything"
+        raise ValueError(msg)
+    return text
+
+
+def _symbol(text: str) -> str:
+    if "${" in text:
+        msg = f"{text!r}: variables are not filled in here, so that the file alone decides"
+        raise ValueError(msg)
+    return _one_star(check_symbol(text))
+
+
+def _provider(text: str) -> str:
+    stem = _one_star(text.removesuffix(_OFFICIAL))
+    if not stem:
+        msg = f"{text!r} is not a provider's name; write one, or *{_OFFICIAL}"
+        raise ValueError(msg)
+    check_provider_name(stem.removesuffix("*"))
+    return text
+
+
+_Symbol = Annotated[str, AfterValidator(_symbol)]
+_Provider = Annotated[str, AfterValidator(_provider)]
+_LISTED = (BeforeValidator(_list), AfterValidator(check_distinct))
+
+
+class RuleSettings(SettingsModel):
+    """One rule, as it is written."""
+
+    name: Annotated[str, AfterValidator(_name)] = Field(description="The name of its signals.")
+    condition: str = Field(description="When it fires.")
+    signal: Annotated[float, BeforeValidator(_number)] = Field(
+        description="The value of its signals."
+    )
+    score: Annotated[float | None, BeforeValidator(_number)] = Field(
+        default=None, ge=0, le=1, description="The score of its signals."
+    )
+    interval: Interval | None = Field(
+        default=None, description="Bars it looks at; none: those of the smallest window."
+    )
+    cooldown: Interval | None = Field(
+        default=None, description="After a signal, none for the same symbol within this time."
+    )
+    symbols: Annotated[tuple[_Symbol, ...], *_LISTED] = Field(
+        default=(), description="Symbols it is for; none: all."
+    )
+    providers: Annotated[tuple[_Provider, ...], *_LISTED] = Field(
+        default=(), description="Feeds it is for; none: all, but not vendors' own bars."
+    )
+    meta: Annotated[tuple[str, ...], *_LISTED] | None = Field(
+        default=None, description="Columns told in the metadata; none: the condition's."
+    )
+    enabled: bool = Field(default=True, description="Whether it is evaluated.")
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """Some names: exact ones, and beginnings of names.
+
+    Attributes:
+        exact: whole names.
+        prefixes: beginnings.
+    """
+
+    exact: frozenset[str]
+    prefixes: tuple[str, ...]
+
+    @classmethod
+    def of(cls, patterns: Collection[str]) -> Scope:
+        """The names that `patterns` stand for; a ``*`` at the end of one stands for anything."""
+        return cls(
+            frozenset(pattern for pattern in patterns if not pattern.endswith("*")),
+            tuple(pattern[:-1] for pattern in patterns if pattern.endswith("*")),
+        )
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.exact or name.startswith(self.prefixes)
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One rule that is evaluated.
+
+    Attributes:
+        name: of its signals.
+        condition: when it fires.
+        value: of its signals.
+        score: of its signals; None if they have none.
+        interval: of the bars it looks at, canonical.
+        cooldown_ns: after a signal, none for the same symbol within this event time.
+        symbols: whom it is for; None: everyone.
+        computed: feeds it is for, by the bars we compute.
+        official: feeds it is for, by their own bars, without ``:official``.
+        meta: columns told in the metadata.
+    """
+
+    name: str
+    condition: Condition
+    value: float
+    score: float | None
+    interval: str
+    cooldown_ns: int
+    symbols: Scope | None
+    computed: Scope
+    official: Scope
+    meta: tuple[str, ...]
+
+    def is_for(self, provider: str) -> bool:
+        """Whether it looks at the bars of `provider`."""
+        stem = provider.removesuffix(_OFFICIAL)
+        return stem in (self.computed if stem == provider else self.official)
+
+
+def read_rules(
+    text: str, source: str, columns: Known, default_interval: str, intervals: Collection[str]
+) -> tuple[Rule, ...]:
+    """The rules that `text` lists and that are enabled; all are checked.
+
+    Args:
+        text: YAML; empty for no rules. No variables are filled in.
+        source: what messages call it, such as the file's path.
+        columns: those that conditions may name.
+        default_interval: of the rules that name none.
+        intervals: of the bars that there are.
+
+    Raises:
+        ConfigError: the message names of every fault the line, the rule, the key, in conditions
+            the position, and what to write instead.
+    """
+    document = _document(text)
+    reader = _Reader(document, columns, default_interval, intervals)
+    rules = reader.read()
+    if reader.problems:
+        raise ConfigError(problems_text(Path(source), document, reader.problems))
+    return tuple(rule for rule in rules if rule)
+
+
+def _document(text: str) -> Document:
+    """The list under one key, with the lines of the text as it was given.
+
+    Dollar signs are doubled, and so stay what they are: the same text is the same rules anywhere.
+    """
+    body = textwrap.indent(_START.sub(r"\1", text).replace("$", "$$"), " ")
+    document = parse_yaml(f"{_KEY}:\n{body}", {})
+    document.lines = {path: line - 1 for path, line in document.lines.items()}
+    for number, problem in enumerate(document.problems):
+        told = _LINE.sub(lambda found: f"line {int(found[1]) - 1}", problem.text)
+        line = max(1, (problem.line or 2) - 1)
+        document.problems[number] = Problem(problem.path, told, line)
+    return document
+
+
+class _Reader:
+    """Goes through the list, and gathers what is wrong."""
+
+    def __init__(
+        self,
+        document: Document,
+        columns: Known,
+        default_interval: str,
+        intervals: Collection[str],
+    ) -> None:
+        self.problems: list[Problem] = []
+        self._document, self._columns = document, columns
+        self._default = canonical_interval(default_interval)
+        self._intervals = [canonical_interval(interval) for interval in intervals]
+        self._lines: dict[str, int | None] = {}
+
+    def read(self) -> list[Rule | None]:
+        """Every rule; None in place of those that are disabled or wrong."""
+        for problem in self._document.problems:
+            self._add(problem.path[1:], problem.text, problem.line)
+        listed = self._document.data.get(_KEY)
+        if listed is None:
+            return []
+        if not isinstance(listed, list):
+            self._add((), "must be a list of rules, each beginning with '- name:'", 1)
+            return []
+        if len(listed) > RULES_MAX:
+            self._add((RULES_MAX,), f"there are more than {RULES_MAX} rules")
+            return []
+        return [self._rule(index, given) for index, given in enumerate(listed)]
+
+    def _add(self, path: tuple[str | int, ...], text: str, line: int | None = None) -> None:
+        """Note a problem of what stands at `path`, which begins with the number of a rule."""
+        line = line or self._document.line_of((_KEY, *path))
+        if path:
+            number, below = path[0], path[1:]
+            rule = f"rule {self._called(number)}" if isinstance(number, int) else number
+            text = ": ".join([rule, *([dotted(below)] if below else []), text])
+        self.problems.append(Problem((), text, line))
+
+    def _called(self, number: int) -> str:
+        listed = self._document.data.get(_KEY)
+        given = listed[number] if isinstance(listed, list) and number < len(listed) else None
+        name = given.get("name") if isinstance(given, dict) else None
+        return shorten(name) if isinstance(name, str) else f"number {number + 1}"
+
+    def _rule(self, number: int, given: object) -> Rule | None:
+        if not isinstance(given, dict):
+            self._add((number,), f"must be a group of settings (key: value), got {shorten(given)}")
+            return None
+        values = {key: value for key, value in given.items() if value is not None}
+        condition = self._condition(number, values.get("condition"))
+        try:
+            settings = RuleSettings.model_validate(values)
+        except ValidationError as error:
+            for problem in problems_of(error, RuleSettings, (number,)):
+                self._add(problem.path, problem.text)
+            return None
+        for text, key in self._mistakes(settings, number):
+            self._add((number, key), text)
+        if condition is None or not settings.enabled:
+            return None
+        return self._made(settings, condition)
+
+    def _condition(self, number: int, text: object) -> Condition | None:
+        if not isinstance(text, str):
+            return None
+        try:
+            return compile_condition(text, self._columns)
+        except ConditionError as error:
+            self._add((number, "condition"), str(error))
+            return None
+
+    def _mistakes(self, settings: RuleSettings, number: int) -> Iterator[tuple[str, str]]:
+        """What is wrong with a rule's settings, seen with the rest, and under which key."""
+        line = self._document.line_of((_KEY, number, "name"))
+        if settings.name in self._lines:
+            first = self._lines[settings.name]
+            yield f"is also the name of a rule on line {first}; give each its own", "name"
+        self._lines.setdefault(settings.name, line)
+        computed = not settings.providers or any(
+            not provider.endswith(_OFFICIAL) for provider in settings.providers
+        )
+        if settings.interval and computed and settings.interval not in self._intervals:
+            meant = did_you_mean(settings.interval, self._intervals)
+            yield f"there is no window of {settings.interval}; {meant}", "interval"
+        for name in settings.meta or ():
+            if unknown := unknown_column(name, self._columns):
+                yield unknown, "meta"
+
+    def _made(self, settings: RuleSettings, condition: Condition) -> Rule:
+        providers = settings.providers or ("*",)
+        official = [name for name in providers if name.endswith(_OFFICIAL)]
+        return Rule(
+            name=settings.name,
+            condition=condition,
+            value=settings.signal,
+            score=settings.score,
+            interval=settings.interval or self._default,
+            cooldown_ns=parse_interval(settings.cooldown) if settings.cooldown else 0,
+            symbols=Scope.of(settings.symbols) if settings.symbols else None,
+            computed=Scope.of([name for name in providers if name not in official]),
+            official=Scope.of([name.removesuffix(_OFFICIAL) for name in official]),
+            meta=tuple(condition.columns) if settings.meta is None else settings.meta,
+        )

@@ -1,0 +1,1 @@
+"""From bars to signals: features and inference put together, live and over ranges of a store."""

@@ -1,0 +1,156 @@
+"""What inference is put together from: features, rules and models as they are configured."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+
+from market_data_core import registry
+from market_data_core._config_inference import ModelAdapterSettings
+from market_data_core.config import Settings
+from market_data_core.contracts.feature import Feature
+from market_data_core.contracts.inference import Adapter
+from market_data_core.contracts.store import PartitionKey
+from market_data_core.errors import ConfigError, UsageError
+from market_data_core.intervals import NS_PER_MS, format_interval
+from market_data_pipeline import metrics
+from market_data_pipeline.assembly import Assembly
+from market_data_pipeline.features.catalog import catalog
+from market_data_pipeline.holding import held
+from market_data_pipeline.inference.adapters.rules import load_rules
+from market_data_pipeline.inference.guard import Guarded
+from market_data_pipeline.patience import patient
+from market_data_pipeline.signals.checkpoint import GROUP_SUFFIX
+from market_data_pipeline.signals.evaluator import Evaluator, Guard, Unguarded
+from market_data_pipeline.signals.lane import LaneSignals
+from market_data_pipeline.signals.rows import BAR_COLUMNS
+from market_data_pipeline.signals.settings import Signalled, SignalsSettings
+from market_data_pipeline.signals.worker import SignalWorker
+from market_data_store.coordinator import CircuitBreaker
+from market_data_store.sinks.groups import CoordinatedCommits
+
+_POLL_BYTES = 4 << 20
+_COORDINATOR = "inference"
+
+
+def evaluator_of(settings: Settings, kinds: tuple[str, ...] = ()) -> Evaluator | None:
+    """What evaluates bars by the configuration.
+
+    Args:
+        settings: the configuration.
+        kinds: adapters to use, whether enabled or not; none: those that are enabled.
+
+    Returns:
+        None if no adapter is to be used.
+
+    Raises:
+        ConfigError: features, rules or a model are wrong, or two signals share a name.
+        UsageError: there is no such adapter, or its driver is not installed.
+    """
+    chosen = kinds or enabled_adapters(settings)
+    guards = [_guard(settings, kind) for kind in chosen]
+    if not guards:
+        return None
+    first: dict[str, str] = {}
+    for guard in guards:
+        for name in guard.names:
+            if first.setdefault(name, guard.name) != guard.name:
+                msg = (
+                    f"inference.adapters: {first[name]} and {guard.name} both give signals named "
+                    f"{name!r}; give one of them another name"
+                )
+                raise ConfigError(msg)
+    features = partial(catalog, settings.features)
+    features(settings.micro_batch.windows_ns[0])  # what is wrong with them is told at the start
+    words = settings.features.model_dump_json()
+    return Evaluator(features, guards, settings.features.session_gap_ns, words)
+
+
+async def live_signals(parts: Assembly, evaluator: Evaluator) -> SignalWorker:
+    """A worker on the live topic of bars.
+
+    Raises:
+        UsageError: the topic of signals has another number of partitions than that of bars.
+    """
+    bus, batch = parts.settings.bus, parts.settings.micro_batch
+    info = await parts.bus.find_topic(bus.bars_topic)
+    info = info or await parts.bus.create_topic(bus.bars_topic, bus.partitions)
+    await parts.bus.create_topic(bus.signals_topic, info.partitions)
+    settings = SignalsSettings(
+        group=bus.group + GROUP_SUFFIX,
+        member=parts.member,
+        lease_ns=batch.lease_ms * NS_PER_MS,
+        commit_interval_ns=batch.commit_interval_ms * NS_PER_MS,
+        poll_bytes=_POLL_BYTES,
+        topic=bus.signals_topic,
+        horizon_ns=batch.revise_horizon_ms * NS_PER_MS,
+    )
+    commits = CoordinatedCommits(parts.store, _COORDINATOR)
+    worker = SignalWorker(parts.bus, parts.store, commits, info, settings, evaluator, parts.clock)
+    parts.progress.signalled = worker.done
+    return worker
+
+
+async def signal_lane(
+    parts: Assembly, evaluator: Evaluator, events_topic: str, stop: asyncio.Event
+) -> Signalled:
+    """Evaluate the bars of a complete recording; nothing is done a second time.
+
+    Raises:
+        FencedError: another process has taken over.
+    """
+    bus, batch = parts.settings.bus, parts.settings.micro_batch
+    lane = events_topic.removeprefix(f"{bus.events_topic}.")
+    bars = await patient(lambda: parts.bus.find_topic(f"{bus.bars_topic}.{lane}"), stop=stop)
+    if bars is None:  # it was dropped when the recording's time was over
+        return Signalled()
+    topic = f"{bus.signals_topic}.{lane}"
+    await patient(lambda: parts.bus.create_topic(topic, 1), stop=stop)
+    key = PartitionKey(bus.group + GROUP_SUFFIX, bars.name, 0)
+    lease_ns = batch.lease_ms * NS_PER_MS
+    async with held(parts.store, key, parts.member, lease_ns, stop) as claim:
+        if claim is None:
+            return Signalled()
+        commits = CoordinatedCommits(parts.store, _COORDINATOR)
+        lane_signals = LaneSignals(parts.bus, parts.store, commits, evaluator, bars, topic)
+        parts.progress.signalled = lane_signals.done
+        return await lane_signals.run(claim, stop)
+
+
+def enabled_adapters(settings: Settings) -> tuple[str, ...]:
+    """The kinds of adapters that the configuration enables."""
+    adapters = settings.inference.adapters
+    return tuple(kind for kind in type(adapters).model_fields if getattr(adapters, kind).enabled)
+
+
+def _guard(settings: Settings, kind: str) -> Guard:
+    backend = registry.backend("inference", kind)
+    inference = settings.inference
+    given = getattr(inference.adapters, kind, None)
+    if given is None:
+        msg = f"inference.adapters has no settings for {kind!r}"
+        raise UsageError(msg)
+    windows = [format_interval(length) for length in settings.micro_batch.windows_ns]
+    known = known_columns(settings)
+    adapter: Adapter = backend.create(given, known, windows[0], windows)
+    if not isinstance(given, ModelAdapterSettings):
+        return Unguarded(adapter)
+    fallback = (
+        load_rules(Path(given.fallback), known, windows[0], windows) if given.fallback else None
+    )
+    return Guarded(
+        adapter,
+        deadline_s=inference.deadline_ms / 1e3,
+        workers=inference.workers,
+        breaker=CircuitBreaker(inference.breaker.failures, inference.breaker.open_s),
+        fallback=fallback,
+        on_failure=lambda reason: metrics.ERRORS.labels("inference", reason).inc(),
+    )
+
+
+def known_columns(settings: Settings) -> frozenset[str]:
+    """The columns that rules and models can name."""
+    features: Mapping[str, Feature] = catalog(settings.features, settings.micro_batch.windows_ns[0])
+    return frozenset((*features, *BAR_COLUMNS))

@@ -1,0 +1,215 @@
+"""Features and inference of one configuration: selected bars in, what holds at them out."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from hashlib import sha256
+from time import perf_counter
+from typing import Protocol
+
+import numpy as np
+
+from market_data_core.contracts.feature import Feature, Floats
+from market_data_core.contracts.inference import Adapter, Firing
+from market_data_core.errors import ModelError
+from market_data_core.events import format_ts
+from market_data_core.intervals import format_interval
+from market_data_core.signals import Signal
+from market_data_pipeline import metrics
+from market_data_pipeline.features.selection import Selection
+from market_data_pipeline.signals.rows import Needs, SelectedRows
+
+_VERSION_CHARS = 12
+ALL_SYMBOLS = "*"
+"""Features are worked out for all symbols at once; the metric's label says so."""
+
+
+class Guard(Protocol):
+    """Rules or a model that answer in time, or not at all.
+
+    Attributes:
+        name: of the adapter.
+        version: of what it evaluates.
+        names: of all signals that it can give.
+        cooldown_ns: the longest cooldown of any of them.
+    """
+
+    name: str
+    version: str
+    names: tuple[str, ...]
+    cooldown_ns: int
+
+    def columns(self, interval: str) -> Mapping[str, int]:
+        """Column -> how many bars back it is looked at; empty if it says nothing of such bars."""
+        ...
+
+    async def evaluate(self, rows: SelectedRows) -> Sequence[Firing]:
+        """What holds for the rows.
+
+        Raises:
+            ModelError: there is no answer.
+        """
+        ...
+
+
+class Unguarded:
+    """An adapter that needs no deadline: rules, whose cost is known."""
+
+    def __init__(self, adapter: Adapter) -> None:
+        self.name, self.version, self.names = adapter.name, adapter.version, adapter.names
+        self.cooldown_ns, self.columns = adapter.cooldown_ns, adapter.columns
+        self._adapter = adapter
+
+    async def evaluate(self, rows: SelectedRows) -> Sequence[Firing]:
+        """What holds for the rows."""
+        return await asyncio.to_thread(self._adapter.evaluate, rows)
+
+
+@dataclass(slots=True)
+class Found:
+    """What holds at some bars.
+
+    Attributes:
+        signals: with each one's cooldown in ns, in the order of the rows for each name.
+        names: of all signals that could have been found: those of adapters that answered.
+    """
+
+    signals: list[tuple[Signal, int]] = field(default_factory=list)
+    names: set[str] = field(default_factory=set)
+
+
+class Evaluator:
+    """What is computed of bars, for every interval that rules or models look at.
+
+    Args:
+        catalog: every feature by name, for bars of an interval given in ns.
+        guards: rules and models.
+        session_gap_ns: a hole at least this long begins a new session; 0: never.
+        settings: the features' settings, as a text: with the adapters' versions, what tells
+            whether bars have to be evaluated again.
+
+    Attributes:
+        version: SHA-256 of all that signals depend on but bars, in hex.
+        guards: rules and models.
+    """
+
+    def __init__(
+        self,
+        catalog: Callable[[int], Mapping[str, Feature]],
+        guards: Sequence[Guard],
+        session_gap_ns: int,
+        settings: str,
+    ) -> None:
+        words = (settings, *(f"{guard.name} {guard.version}" for guard in guards))
+        self.version = sha256("\n".join(words).encode()).hexdigest()
+        self._catalog, self.guards, self.session_gap_ns = catalog, tuple(guards), session_gap_ns
+        self._needs: dict[int, Needs | None] = {}
+
+    def needs(self, interval_ns: int) -> Needs | None:
+        """What has to be kept of bars of an interval; None if nothing looks at them."""
+        if interval_ns not in self._needs:
+            backs = needed_columns(self.guards, format_interval(interval_ns))
+            catalog = self._catalog(interval_ns)
+            self._needs[interval_ns] = Needs.of(catalog, backs, interval_ns) if backs else None
+        return self._needs[interval_ns]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of all signals that there can be."""
+        return tuple(name for guard in self.guards for name in guard.names)
+
+    @property
+    def cooldown_ns(self) -> int:
+        """The longest cooldown of any of them."""
+        return max((guard.cooldown_ns for guard in self.guards), default=0)
+
+    async def evaluate(self, provider: str, selection: Selection) -> Found:
+        """What holds at the selected bars.
+
+        An adapter that does not answer says nothing, neither for nor against a signal.
+        """
+        found = Found()
+        needs = self.needs(selection.interval_ns)
+        if needs is None or not len(selection):
+            return found
+        rows = SelectedRows(provider, selection, needs)
+        began = perf_counter()
+        await asyncio.to_thread(rows.compute)
+        spent = perf_counter() - began
+        metrics.FEATURES_UPDATE_DURATION.labels(ALL_SYMBOLS, rows.interval).observe(spent)
+        for guard in self.guards:
+            if guard.columns(rows.interval):
+                await _ask(guard, rows, found)
+        return found
+
+
+def told_version(guard: Guard) -> str:
+    """The version of rules or a model as the metadata of their signals tells it."""
+    return guard.version[:_VERSION_CHARS]
+
+
+def needed_columns(guards: Sequence[Guard], interval: str) -> dict[str, int]:
+    """Column -> how many bars back any of them looks at it."""
+    backs: dict[str, int] = {}
+    for guard in guards:
+        for name, back in guard.columns(interval).items():
+            backs[name] = max(backs.get(name, 0), back)
+    return backs
+
+
+async def _ask(guard: Guard, rows: SelectedRows, found: Found) -> None:
+    began = perf_counter()
+    try:
+        firings = await guard.evaluate(rows)
+    except ModelError:
+        return  # the guard has counted and told it
+    finally:
+        metrics.INFERENCE_EVAL_DURATION.labels(guard.name).observe(perf_counter() - began)
+    found.names.update(guard.names)
+    for firing in firings:
+        found.signals += _signals(rows, firing, guard)
+
+
+def _signals(rows: SelectedRows, firing: Firing, guard: Guard) -> list[tuple[Signal, int]]:
+    at = firing.rows
+    lineage = {
+        "adapter": guard.name,
+        "version": told_version(guard),
+        "interval": rows.interval,
+        **firing.notes,
+    }
+    scores = [None] * len(at) if firing.score is None else firing.score.tolist()
+    signals = []
+    for code, ts, start, value, score, features in zip(
+        rows.codes[at].tolist(),
+        rows.ts[at].tolist(),
+        rows.starts[at].tolist(),
+        firing.value.tolist(),
+        scores,
+        _told(firing.meta, len(at)),
+        strict=True,
+    ):
+        signal = Signal(
+            provider=rows.provider,
+            symbol=rows.symbols[code],
+            ts=ts,
+            name=firing.name,
+            value=value,
+            score=score,
+            metadata={**lineage, "bar": format_ts(start), "features": features},
+        )
+        signals.append((signal, firing.cooldown_ns))
+    return signals
+
+
+def _told(meta: Mapping[str, Floats], number: int) -> list[dict[str, float]]:
+    """The columns of each signal's metadata, without values that are not known."""
+    columns = {
+        name: (values.tolist(), np.isfinite(values).tolist()) for name, values in meta.items()
+    }
+    return [
+        {name: values[i] for name, (values, known) in columns.items() if known[i]}
+        for i in range(number)
+    ]

@@ -1,0 +1,140 @@
+"""What the store knows: bars to compute features from, and signals that were given."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from market_data_core.contracts.store import Tables
+from market_data_core.intervals import format_interval
+from market_data_core.signals import Signal
+from market_data_core.tables import BARS, SIGNALS, Select
+from market_data_pipeline.features.panel import Panel
+
+if TYPE_CHECKING:
+    import polars as pl
+
+
+class Reader:
+    """Reads one provider's bars of one interval, and the signals given for them.
+
+    Args:
+        store: what is read.
+        provider: the feed's name.
+        interval_ns: the bars' length.
+        session_gap_ns: a hole at least this long begins a new session; 0: never.
+    """
+
+    def __init__(self, store: Tables, provider: str, interval_ns: int, session_gap_ns: int) -> None:
+        self._store, self._provider, self._interval_ns = store, provider, interval_ns
+        self._session_gap_ns = session_gap_ns
+
+    async def before(self, ends: Mapping[str, int], bars: int) -> Panel:
+        """The newest `bars` bars of each symbol that begin before its time (UTC ns)."""
+        import polars as pl
+
+        last, first = max(ends.values()), min(ends.values())
+        most = bars + (last - first) // self._interval_ns
+        frame = await self._bars(list(ends), end=last, last=most)
+        if first < last:
+            border = pl.DataFrame({"symbol": list(ends), "end": list(ends.values())})
+            frame = frame.join(border, on="symbol", maintain_order="left")
+            frame = frame.filter(pl.col("ts").to_physical() < pl.col("end"))
+        return self._panel(frame)
+
+    async def around(self, spans: Mapping[str, tuple[int, int]], before: int, behind: int) -> Panel:
+        """Bars of each symbol that begin in its span, [from, to] in UTC ns, and some around them.
+
+        Args:
+            spans: by symbol.
+            before: how many bars before the span.
+            behind: at least so many bars behind it, if there are.
+        """
+        import polars as pl
+
+        symbols = list(spans)
+        first = min(begin for begin, _ in spans.values())
+        last = max(end for _, end in spans.values())
+        earlier = await self._bars(symbols, end=first, last=before)
+        during = await self._bars(symbols, start=first, end=last + 1)
+        later = await self._next(symbols, last + 1, behind)
+        return self._panel(pl.concat([earlier, during, later]).sort("symbol", "ts"))
+
+    async def _next(self, symbols: Sequence[str], start: int, bars: int) -> pl.DataFrame:
+        """At least the next `bars` bars of each symbol, or all if there are fewer."""
+        import polars as pl
+
+        newest = await self._bars(symbols, start=start, last=1)
+        missing = dict.fromkeys(newest["symbol"].to_list(), bars)
+        ends = dict(newest.select("symbol", pl.col("ts").to_physical()).iter_rows())
+        found, wide = newest.clear(), bars * self._interval_ns
+        while missing:
+            some = await self._bars(list(missing), start=start, end=start + wide)
+            found = found.vstack(some)
+            counts = dict(some["symbol"].value_counts().iter_rows())
+            missing = {
+                symbol: number - counts.get(symbol, 0)
+                for symbol, number in missing.items()
+                if counts.get(symbol, 0) < number and ends[symbol] >= start + wide
+            }
+            start, wide = start + wide, 4 * wide
+        return found
+
+    async def signals(
+        self, spans: Mapping[str, tuple[int, int]], names: Collection[str]
+    ) -> list[Signal]:
+        """Signals of these names for bars of this interval, in order of time.
+
+        Args:
+            spans: symbol -> from and to, both included: ends of bars, UTC ns.
+            names: of rules and models.
+        """
+        if not spans or not names:
+            return []
+        first = min(begin for begin, _ in spans.values())
+        last = max(end for _, end in spans.values())
+        where = {"provider": [self._provider], "symbol": list(spans), "name": list(names)}
+        frame = await self._store.select(Select(SIGNALS, where, first, last + 1))
+        interval = format_interval(self._interval_ns)
+        return [
+            signal
+            for signal in signals_of(frame)
+            if spans[signal.symbol][0] <= signal.ts <= spans[signal.symbol][1]
+            and signal.metadata.get("interval") == interval
+        ]
+
+    async def _bars(
+        self,
+        symbols: Sequence[str],
+        start: int | None = None,
+        end: int | None = None,
+        last: int | None = None,
+    ) -> pl.DataFrame:
+        where = {
+            "provider": [self._provider],
+            "symbol": symbols,
+            "interval": [format_interval(self._interval_ns)],
+        }
+        return await self._store.select(Select(BARS, where, start, end, last=last))
+
+    def _panel(self, frame: pl.DataFrame) -> Panel:
+        return Panel(self._interval_ns, frame, self._session_gap_ns)
+
+
+def signals_of(frame: pl.DataFrame) -> Iterator[Signal]:
+    """The rows of a frame of the table of signals, ordered by time."""
+    for row, ts in zip(
+        frame.iter_rows(named=True), frame["ts"].to_physical().to_list(), strict=True
+    ):
+        yield Signal(
+            provider=row["provider"],
+            symbol=row["symbol"],
+            ts=ts,
+            name=row["name"],
+            value=row["value"],
+            score=row["score"],
+            state=row["state"],
+            metadata=msgspec.json.decode(row["metadata"]),
+        )

@@ -1,0 +1,103 @@
+"""Which signals were given, so that those which no longer hold can be taken back."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterable, Mapping, Sequence
+
+import msgspec
+
+from market_data_core.signals import Signal
+from market_data_pipeline.features.history import AT_ONCE
+
+KEPT = 4 * AT_ONCE
+"""Signals of a symbol and name that a live worker keeps: those of all bars that it can work out
+again from memory, and some before them, for what holds others off."""
+
+
+class Told:
+    """The active signals of one provider and interval, by symbol and name in order of time.
+
+    Args:
+        kept: how many of a symbol and name are kept; None for all.
+
+    Attributes:
+        moved: symbols of which the latest :meth:`revise` has changed the last signal of a name:
+            what follows may be held off by another one than before.
+    """
+
+    def __init__(self, kept: int | None = KEPT) -> None:
+        self._kept = kept
+        self.moved: set[str] = set()
+        self._active: dict[tuple[str, str], list[Signal]] = {}
+
+    def remember(self, signals: Iterable[Signal]) -> None:
+        """Take over what was given, in order of time within a symbol and name."""
+        for signal in signals:
+            if signal.state == "active":
+                self._active.setdefault((signal.symbol, signal.name), []).append(signal)
+
+    def forget(self, symbols: Iterable[str]) -> None:
+        """Drop what is known of symbols; it will be read again."""
+        gone = set(symbols)
+        self._active = {key: kept for key, kept in self._active.items() if key[0] not in gone}
+
+    def revise(
+        self,
+        found: Sequence[tuple[Signal, int]],
+        covered: Mapping[str, tuple[int, int]],
+        names: Iterable[str],
+    ) -> list[Signal]:
+        """What changes by what was found: signals that are new or differ, and retractions.
+
+        Args:
+            found: what holds now, each with its cooldown in ns, in order of time within a symbol
+                and name; signals held off by the one before them are left out here.
+            covered: symbol -> least and greatest time (end of the bar, UTC ns) worked out again.
+            names: of the signals that could have been found.
+
+        Returns:
+            Ordered by symbol, time and name.
+        """
+        holds: dict[tuple[str, str], list[tuple[Signal, int]]] = {}
+        for signal, cooldown_ns in found:
+            holds.setdefault((signal.symbol, signal.name), []).append((signal, cooldown_ns))
+        changes: list[Signal] = []
+        self.moved = set()
+        known = {(symbol, name) for symbol in covered for name in names} & self._active.keys()
+        for key in known | holds.keys():
+            changes += self._revise(key, holds.get(key, ()), covered[key[0]])
+        return sorted(changes, key=lambda signal: (signal.symbol, signal.ts, signal.name))
+
+    def _revise(
+        self,
+        key: tuple[str, str],
+        found: Sequence[tuple[Signal, int]],
+        covered: tuple[int, int],
+    ) -> list[Signal]:
+        active = self._active.get(key, [])
+        first = bisect_left(active, covered[0], key=_time)
+        end = bisect_left(active, covered[1] + 1, key=_time)
+        before, later = active[:first], active[end:]
+        was = {signal.ts: signal for signal in active[first:end]}
+        last = before[-1].ts if before else None
+        now: list[Signal] = []
+        for signal, cooldown_ns in found:
+            if last is None or signal.ts - last >= cooldown_ns:
+                now.append(signal)
+                last = signal.ts
+        stays = {signal.ts for signal in now}
+        gone = [
+            msgspec.structs.replace(signal, state="retracted")
+            for ts, signal in was.items()
+            if ts not in stays
+        ]
+        if (now[-1].ts if now else None) != max(was, default=None):
+            self.moved.add(key[0])
+        kept = [*before, *now, *later]
+        self._active[key] = kept[-self._kept :] if self._kept else kept
+        return gone + [signal for signal in now if was.get(signal.ts) != signal]
+
+
+def _time(signal: Signal) -> int:
+    return signal.ts

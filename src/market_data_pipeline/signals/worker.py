@@ -1,0 +1,355 @@
+"""The worker of inference: reads closed bars from the log, and commits the signals they give.
+
+Any number of workers share the partitions of the topic of bars, by the same ``ownership.py`` as
+micro-batchers. Signals and position are one transaction. What has been read is not remembered over
+a restart: rings and earlier signals come from the store, which holds the latest version of both.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+
+import msgspec
+import structlog
+
+from market_data_core.bars import MAGIC, BarBatch
+from market_data_core.clock import Clock
+from market_data_core.contracts.bus import Bus
+from market_data_core.contracts.store import Claim, Commits, Store
+from market_data_core.errors import FencedError, LogLostError, RejectedError, TransientError
+from market_data_core.intervals import parse_interval
+from market_data_core.partitioning import partition_of
+from market_data_core.records import Place, Record, TopicInfo
+from market_data_core.signals import Signal
+from market_data_pipeline.ownership import Ownership
+from market_data_pipeline.patience import patient
+from market_data_pipeline.signals.checkpoint import (
+    Series,
+    SignalsCheckpoint,
+    SignalsGroup,
+    decode_signals_checkpoint,
+)
+from market_data_pipeline.signals.evaluator import Evaluator
+from market_data_pipeline.signals.observe import SignalsObserver
+from market_data_pipeline.signals.ranges import Spans, revise_range
+from market_data_pipeline.signals.recovery import Beginning, beginning, lost_spans
+from market_data_pipeline.signals.settings import Signalled, SignalsSettings
+from market_data_pipeline.signals.stream import BarStream
+from market_data_pipeline.windows.writer import GroupWriter
+
+log = structlog.get_logger("inference")
+
+_NEVER = -(2**62)
+"""Before all times, UTC ns."""
+_TICK_S = 0.02
+_WAIT_S = 0.25
+_Key = tuple[str, str]
+"""Provider and interval."""
+
+
+@dataclass(slots=True)
+class _Part:
+    """An owned partition.
+
+    Attributes:
+        position: from where to read on.
+        checksum: of the record before.
+        reached: start of the newest bar that was evaluated, by provider and interval.
+        changes: signals that wait to be written.
+        dirty: whether there is something to commit.
+    """
+
+    claim: Claim
+    checkpoint: SignalsCheckpoint
+    position: int
+    checksum: int
+    reached: dict[_Key, int]
+    changes: list[Signal] = field(default_factory=list)
+    dirty: bool = False
+
+
+class SignalWorker:
+    """One worker on the topic of bars.
+
+    Args:
+        bus: where bars come from and signals go.
+        store: where positions and signals are.
+        commits: where groups are given.
+        info: the topic of bars.
+        settings: how the worker behaves.
+        evaluator: what is computed.
+        clock: wall-clock time.
+
+    Attributes:
+        done: what was done so far.
+    """
+
+    def __init__(
+        self,
+        bus: Bus,
+        store: Store,
+        commits: Commits,
+        info: TopicInfo,
+        settings: SignalsSettings,
+        evaluator: Evaluator,
+        clock: Clock,
+    ) -> None:
+        self._bus, self._store, self._commits, self._info = bus, store, commits, info
+        self._settings, self._evaluator, self._clock = settings, evaluator, clock
+        self._observer = SignalsObserver(info.name, settings.group, settings.member)
+        self._writer = GroupWriter(bus, store, commits, self._observer, None, info.partitions)
+        self._owned: dict[int, _Part] = {}
+        self._streams: dict[_Key, BarStream | None] = {}
+        self._homes: dict[str, int] = {}
+        self._commit_at = 0.0
+        self._ownership = Ownership(
+            bus, store, info, settings.group, settings.member, settings.lease_ns, clock, patient
+        )
+        self.done = Signalled()
+
+    async def run(self, stop: asyncio.Event, drain_s: float = 0.0) -> Signalled:
+        """Work until `stop` is set.
+
+        Args:
+            stop: asks to end; what was evaluated is committed.
+            drain_s: for how long to go on after that while there is something to read.
+        """
+        busy, deadline = True, float("inf")
+        try:
+            async with self._commits:
+                while True:
+                    if stop.is_set():
+                        deadline = min(deadline, time.monotonic() + drain_s)
+                        if not busy or time.monotonic() >= deadline:
+                            break
+                    try:
+                        await self._rebalance()
+                        busy = await self._read()
+                    except LogLostError as error:
+                        await self._begin_anew(error)
+                        continue
+                    if time.monotonic() >= self._commit_at or self._changed:
+                        await self._commit()
+                await self._commit()
+                await self._writer.tidy()
+        finally:
+            await self._ownership.leave()
+        return self.done
+
+    # ---- ownership -------------------------------------------------------------------------
+
+    async def _rebalance(self) -> None:
+        if self._ownership.due:
+            self._observer.alive(self._clock.now_ns())
+        change = await self._ownership.change({n: p.claim for n, p in self._owned.items()})
+        if change.surplus:
+            await self._commit()
+        for number in change.surplus:
+            part = self._drop(number)
+            if part:  # it may have been lost to another worker meanwhile
+                await self._ownership.release(part.claim)
+        for claim in change.claims:
+            await self._adopt(claim)
+
+    def _drop(self, number: int) -> _Part | None:
+        """Let go of a partition: its symbols will be somebody else's."""
+        part = self._owned.pop(number, None)
+        mine = [symbol for symbol, home in self._homes.items() if home == number]
+        for stream in self._streams.values():
+            if stream:
+                stream.forget(mine)
+        return part
+
+    async def _adopt(self, claim: Claim) -> None:
+        number = claim.key.partition
+        known = decode_signals_checkpoint(claim.checkpoint) if claim.checkpoint else None
+        found = await patient(lambda: beginning(self._bus, self._info, number, known))
+        left = await patient(lambda: self._store.outbox(claim.key.group, claim.key.topic, number))
+        await self._writer.publish(left)
+        checkpoint = found.checkpoint
+        reached = {(s.provider, s.interval): s.reached for s in checkpoint.series}
+        part = _Part(claim, checkpoint, checkpoint.position, checkpoint.checksum, reached)
+        self._owned[number] = part
+        if found.cause:
+            await self._make_up(number, part, found)
+        log.debug("partition owned", topic=self._info.name, partition=number, token=claim.token)
+
+    async def _make_up(self, number: int, part: _Part, found: Beginning) -> None:
+        """Work out from the store what the log does not hold any more."""
+        log.warning(
+            "the log of bars has lost records; what they held is read from the store",
+            topic=self._info.name,
+            partition=number,
+            cause=found.cause.replace("_", " "),
+        )
+        self._observer.error("log_lost")
+        part.dirty = True
+        for (provider, interval), since in part.reached.items():
+            spans = await patient(
+                lambda p=provider, i=interval, s=since: lost_spans(  # type: ignore[misc]
+                    self._store, p, i, s - self._settings.horizon_ns
+                )
+            )
+            mine = {symbol: span for symbol, span in spans.items() if self._home(symbol) == number}
+            await self._revise(provider, interval, mine)
+
+    async def _begin_anew(self, error: LogLostError) -> None:
+        """The log is not what it was: take the partitions again, as a new owner would.
+
+        Raises:
+            LogLostError: the topic is gone.
+        """
+        log.warning("the log has changed", topic=self._info.name, error=str(error))
+        await self._commit()
+        for number in list(self._owned):
+            part = self._drop(number)
+            assert part is not None  # noqa: S101
+            await self._ownership.release(part.claim)
+        info = await patient(lambda: self._bus.find_topic(self._info.name))
+        if info is None or info.partitions != self._info.partitions:
+            raise error
+        self._info = info
+
+    # ---- reading ---------------------------------------------------------------------------
+
+    async def _read(self) -> bool:
+        positions = {number: part.position for number, part in self._owned.items()}
+        if not positions:
+            await asyncio.sleep(_TICK_S)
+            return False
+        wait_s = _TICK_S if self._changed else min(_WAIT_S, self._settings.lease_ns / 6e9)
+        most, name = self._settings.poll_bytes, self._info.name
+        found = await patient(lambda: self._bus.poll(name, positions, most, wait_s))
+        self._observer.consumed(found, self._clock.now_ns())
+        await self._take(found)
+        return bool(found)
+
+    async def _take(self, found: Mapping[int, Sequence[Record]]) -> None:
+        """Evaluate what was read; the positions move on only when all that it changes is known."""
+        batches: dict[_Key, list[tuple[BarBatch, int]]] = {}
+        newest: dict[tuple[int, _Key], int] = {}
+        for number, records in found.items():
+            for batch in filter(None, map(self._decoded, records)):
+                key = batch[0].provider, batch[0].interval
+                batches.setdefault(key, []).append(batch)
+                last = int(batch[0].ts.max())
+                newest[number, key] = max(newest.get((number, key), last), last)
+        for key, some in batches.items():
+            await self._evaluate(key, some)
+        for number, records in found.items():
+            if part := self._owned.get(number):  # it may have been lost meanwhile
+                part.position = records[-1].offset + 1
+                part.checksum, part.dirty = records[-1].checksum, True
+        for (number, key), last in newest.items():
+            if part := self._owned.get(number):
+                part.reached[key] = max(part.reached.get(key, last), last)
+
+    async def _evaluate(self, key: _Key, batches: list[tuple[BarBatch, int]]) -> None:
+        stream = self._stream(*key)
+        if stream is None:
+            return
+        outcome = await patient(lambda: stream.take(batches, lambda s: self._reached(s, key)))
+        self.done.bars += outcome.bars
+        self._add(outcome.changes)
+        if outcome.old:
+            await self._commit()  # the store has to know what was told so far
+            await self._revise(*key, outcome.old)
+            stream.forget(outcome.old)
+
+    def _reached(self, symbol: str, key: _Key) -> int:
+        """Start of the newest bar that was read of the symbol's partition, UTC ns."""
+        part = self._owned.get(self._home(symbol))
+        return part.reached.get(key, _NEVER) if part else _NEVER
+
+    def _decoded(self, record: Record) -> tuple[BarBatch, int] | None:
+        """A batch of bars and its version; None if it is none."""
+        try:
+            if not record.payload.startswith(MAGIC):
+                raise RejectedError(reason="malformed", message="not a batch of bars")
+            batch, version = BarBatch.decode(record.payload)
+        except RejectedError as error:
+            log.warning(
+                "a record among the bars cannot be read, and is passed over",
+                topic=self._info.name,
+                partition=record.partition,
+                offset=record.offset,
+                error=str(error),
+            )
+            self._observer.error(error.reason)
+            return None
+        return (batch, version) if len(batch) else None
+
+    def _stream(self, provider: str, interval: str) -> BarStream | None:
+        """The state of bars of a kind; None if nothing looks at them."""
+        key = provider, interval
+        if key not in self._streams:
+            self._streams[key] = BarStream.of(self._store, self._evaluator, provider, interval)
+        return self._streams[key]
+
+    async def _revise(self, provider: str, interval: str, spans: Spans) -> None:
+        """Work bars out from the store, and what depends on them."""
+        length_ns = parse_interval(interval)
+        revised = await patient(
+            lambda: revise_range(self._store, self._evaluator, provider, length_ns, spans)
+        )
+        self.done.bars += revised.bars
+        self._add(revised.changes)
+
+    def _add(self, changes: Sequence[Signal]) -> None:
+        for signal in changes:
+            part = self._owned.get(self._home(signal.symbol))
+            if part:
+                part.changes.append(signal)
+                part.dirty = True
+
+    def _home(self, symbol: str) -> int:
+        """The partition of a symbol."""
+        if symbol not in self._homes:
+            self._homes[symbol] = partition_of(symbol, self._info.partitions)
+        return self._homes[symbol]
+
+    # ---- writing ---------------------------------------------------------------------------
+
+    @property
+    def _changed(self) -> bool:
+        return any(part.changes for part in self._owned.values())
+
+    async def _commit(self) -> None:
+        """Write signals and positions of all partitions that have moved, and publish."""
+        self._commit_at = time.monotonic() + self._settings.commit_interval_ns / 1e9
+        work = [(part, self._group(part)) for part in self._owned.values() if part.dirty]
+        while work:
+            try:
+                result = await self._writer.commit([group for _, group in work])
+                break
+            except FencedError as error:
+                work = [w for w in work if w[1].claim.key.partition != error.partition]
+                self._drop(error.partition)
+                log.warning("partition was taken over", partition=error.partition)
+                self._observer.error("fenced")
+        else:
+            return
+        for part, group in work:
+            part.claim = replace(part.claim, sequence=part.claim.sequence + 1)
+            part.checkpoint, part.changes, part.dirty = group.checkpoint, [], False
+            self._observer.given(group.signals)
+        self.done.add([s for _, group in work for s in group.signals], result.signals)
+        await self._writer.publish(result.outbox)
+        places = {p.claim.key.partition: Place(p.position, p.position) for p, _ in work}
+        s = self._settings
+        with suppress(TransientError):  # for the bus's own tools; the next commit tells it too
+            await self._bus.acknowledge(self._info.name, s.group, s.member, places)
+
+    def _group(self, part: _Part) -> SignalsGroup:
+        checkpoint = msgspec.structs.replace(
+            part.checkpoint,
+            position=part.position,
+            checksum=part.checksum,
+            series=[Series(*key, reached) for key, reached in sorted(part.reached.items())],
+            signals=part.checkpoint.signals + sum(s.state == "active" for s in part.changes),
+        )
+        return SignalsGroup(part.claim, checkpoint, part.changes, self._settings.topic)

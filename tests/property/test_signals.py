@@ -1,0 +1,298 @@
+"""Signals are a function of the stored bars, whatever crashes, however bars come and are shared."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from random import Random
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tests.property._harness import coordinated
+from tests.property._memory import Crash, Life, Mortal
+from tests.property._memory_bus import MemoryBus
+
+from market_data_core.bars import BarBatch
+from market_data_core.clock import ManualClock
+from market_data_core.config import FeaturesSettings, FeatureWindow
+from market_data_core.contracts.store import BadRow, Claim, Gap, Message, PartitionKey, Store
+from market_data_core.intervals import NS_PER_S
+from market_data_core.partitioning import partition_of
+from market_data_core.records import Entry
+from market_data_core.signals import Signal
+from market_data_core.tables import SIGNALS, Select
+from market_data_pipeline.features.catalog import catalog
+from market_data_pipeline.inference.adapters.rules import RulesAdapter
+from market_data_pipeline.signals.checkpoint import decode_signals_checkpoint
+from market_data_pipeline.signals.evaluator import Evaluator, Unguarded
+from market_data_pipeline.signals.ranges import revise_range
+from market_data_pipeline.signals.reading import signals_of
+from market_data_pipeline.signals.rows import BAR_COLUMNS
+from market_data_pipeline.signals.settings import SignalsSettings
+from market_data_pipeline.signals.worker import SignalWorker
+from market_data_store.backends.sqlite import SqliteStore
+
+INTERVAL_NS = 2 * NS_PER_S
+START_NS = 1_760_000_000 * NS_PER_S
+PROVIDER, INTERVAL, BARS, TOPIC = "p", "2s", "mdp.bars", "mdp.signals"
+SYMBOLS = ("A", "B", "C", "D", "E")
+PARTITIONS = 2
+LEASE_NS = NS_PER_S
+FEATURES = FeaturesSettings(
+    windows=(
+        FeatureWindow(name="ret_6s", horizon="6s"),
+        FeatureWindow(name="vol_30s", horizon="30s"),
+        FeatureWindow(name="sma_3", bars=3),
+    ),
+    session_gap="20s",
+)
+RULES = """
+- {name: above, condition: "close > sma_3", signal: 1}
+- {name: crossed, condition: "cross_up(close, sma_3) or prev(ret_6s, 2) > 0.02", signal: 1}
+- {name: rare, condition: "close > 0", signal: 0, cooldown: 7s}
+- {name: wild, condition: "not (vol_30s < 0.01)", signal: -1, score: 0.5, meta: [vol_30s, volume]}
+"""
+
+
+@dataclass(frozen=True)
+class Bar:
+    symbol: str
+    slot: int
+    close: float
+
+
+def evaluator() -> Evaluator:
+    known = frozenset((*catalog(FEATURES, INTERVAL_NS), *BAR_COLUMNS))
+    rules = RulesAdapter.of_text(RULES, "rules", known, INTERVAL, [INTERVAL])
+    features = lambda length_ns: catalog(FEATURES, length_ns)  # noqa: E731
+    return Evaluator(features, [Unguarded(rules)], FEATURES.session_gap_ns, "")
+
+
+def batch_of(bars: Sequence[Bar]) -> BarBatch:
+    close = np.array([bar.close for bar in bars])
+    return BarBatch(
+        PROVIDER, INTERVAL, "final", SYMBOLS,
+        np.array([SYMBOLS.index(bar.symbol) for bar in bars], np.uint32),
+        START_NS + np.array([bar.slot for bar in bars], np.int64) * INTERVAL_NS,
+        close, close, close, close, np.ones(len(bars)), close,
+        np.ones(len(bars), np.int64),
+    )  # fmt: skip
+
+
+@dataclass
+class Written:
+    """A micro-batcher's group of one batch of bars."""
+
+    claim: Claim
+    bars: Sequence[BarBatch]
+    bars_topic: str = BARS
+    tells_all: bool = False
+    signals: Sequence[Signal] = ()
+    gaps: Sequence[Gap] = ()
+
+    def finish(self, bad: Sequence[BadRow]) -> tuple[bytes, Sequence[Message]]:  # noqa: ARG002
+        return b"", ()
+
+    def refused(self, checkpoint: bytes) -> Sequence[BadRow]:  # noqa: ARG002
+        return ()
+
+
+class World:
+    def __init__(self, path: Path) -> None:
+        self.clock = ManualClock(START_NS)
+        self.bus = MemoryBus(self.clock)
+        self.store: Store = SqliteStore(path / "store.db", clock=self.clock)
+        self.claims: dict[int, Claim] = {}
+        self.members = 0
+
+    async def open(self) -> None:
+        await self.store.migrate()
+        for topic in (BARS, TOPIC):
+            await self.bus.create_topic(topic, PARTITIONS)
+
+    async def write(self, bars: Sequence[Bar]) -> None:
+        """Store bars and publish those that changed, each partition's in one commit."""
+        for number in range(PARTITIONS):
+            mine = [bar for bar in bars if partition_of(bar.symbol, PARTITIONS) == number]
+            latest = list({(bar.symbol, bar.slot): bar for bar in mine}.values())
+            if not latest:
+                continue
+            if number not in self.claims:
+                key = PartitionKey("windows", "mdp.events", number)
+                claim = await self.store.claim(key, "w", 10**18)
+                assert claim is not None
+                self.claims[number] = claim
+            claim = self.claims[number]
+            result = await self.store.commit([Written(claim, [batch_of(latest)])], [])
+            self.claims[number] = Claim(claim.key, claim.token, claim.sequence + 1, None)
+            entries = [Entry(number, i.message.payload, key=i.message.key) for i in result.outbox]
+            await self.bus.append(BARS, entries)
+
+    def worker(self, life: Life, poll_bytes: int = 4_000) -> SignalWorker:
+        self.members += 1
+        config = SignalsSettings(
+            "g-infer", f"m{self.members}", LEASE_NS, 1, poll_bytes, TOPIC, 10 * NS_PER_S
+        )
+        store: Any = Mortal(self.store, life)
+        bus: Any = Mortal(self.bus, life)
+        return SignalWorker(
+            bus, store, coordinated(store), self.bus.infos[BARS], config, evaluator(), self.clock
+        )
+
+    async def infer(self, lives: Sequence[Life], poll_bytes: int = 4_000) -> None:
+        """Workers at once, until they have read all there is, or are dead."""
+        self.clock.advance(2 * LEASE_NS)
+        await asyncio.gather(*(self._one(self.worker(life, poll_bytes)) for life in lives))
+
+    async def _one(self, worker: SignalWorker) -> None:
+        stop = asyncio.Event()
+        stop.set()
+        with suppress(Crash):
+            await worker.run(stop, drain_s=30)
+
+    async def owned(self, owners: int) -> bool:
+        """Whether the partitions have so many owners."""
+        rows = await self.store.status("g-infer", BARS)
+        return len(rows) == PARTITIONS and len({row.owner for row in rows} - {""}) == owners
+
+    async def done(self) -> bool:
+        """Whether all that was published of bars has been evaluated and committed."""
+        rows = {r.key.partition: r for r in await self.store.status("g-infer", BARS)}
+        for number in range(PARTITIONS):
+            bounds = await self.bus.bounds(BARS, number)
+            if bounds.next > bounds.first:
+                known = rows[number].checkpoint if number in rows else None
+                if not known or decode_signals_checkpoint(known).position < bounds.next:
+                    return False
+        return True
+
+    async def active(self) -> dict[Any, Any]:
+        frame = await self.store.select(Select(SIGNALS))
+        return {
+            s.key: (s.value, s.score, s.metadata) for s in signals_of(frame) if s.state == "active"
+        }
+
+    async def published(self) -> dict[Any, str]:
+        """What a reader of the topic believes in the end."""
+        found = {}
+        for number in range(PARTITIONS):
+            records = await self.bus.poll(TOPIC, {number: 0}, 1 << 30, 0)
+            for record in records.get(number, ()):
+                signal = Signal.decode(record.payload)
+                found[signal.key] = signal.state
+        return {key: state for key, state in found.items() if state == "active"}
+
+
+async def expected(bars: Sequence[Bar]) -> dict[Any, Any]:
+    """The signals of the latest version of all bars, worked out in one go."""
+    with TemporaryDirectory() as folder:
+        world = World(Path(folder))
+        await world.open()
+        latest = list({(bar.symbol, bar.slot): bar for bar in bars}.values())
+        await world.store.write_bars([batch_of(latest)] if latest else [])
+        everything = (START_NS, START_NS + 10**15)
+        spans = {bar.symbol: everything for bar in latest}
+        found = await revise_range(world.store, evaluator(), PROVIDER, INTERVAL_NS, spans)
+        await world.store.close()
+    return {s.key: (s.value, s.score, s.metadata) for s in found.changes}
+
+
+def bars_of(seed: int, number: int, sorted_by: str) -> list[Bar]:
+    """Bars of a few symbols in some order, some of them several times with other prices."""
+    random = Random(seed)
+    closes = (99.0, 100.0, 100.5, 101.0, 103.25, 0.1, 1e9)
+    bars = [
+        Bar(random.choice(SYMBOLS), random.randrange(45), random.choice(closes))
+        for _ in range(number)
+    ]
+    if sorted_by == "time":
+        return sorted(bars, key=lambda bar: bar.slot)
+    if sorted_by == "nearly":
+        return sorted(bars, key=lambda bar: bar.slot + random.randrange(8))
+    return bars
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    seed=st.integers(0, 2**32),
+    number=st.integers(1, 150),
+    sorted_by=st.sampled_from(["time", "nearly", "nothing"]),
+    cuts=st.lists(st.integers(0, 150), max_size=8),
+    lives=st.lists(st.integers(0, 60), max_size=8),
+    workers=st.integers(1, 3),
+    poll_bytes=st.sampled_from([1, 700, 100_000]),
+)
+def test_signals_are_a_function_of_the_latest_bars(
+    seed: int,
+    number: int,
+    sorted_by: str,
+    cuts: list[int],
+    lives: list[int],
+    workers: int,
+    poll_bytes: int,
+) -> None:
+    """Late and restated bars, restarts, crashes at any call, and several workers change nothing."""
+    bars = bars_of(seed, number, sorted_by)
+
+    async def check() -> None:
+        with TemporaryDirectory() as folder:
+            world = World(Path(folder))
+            await world.open()
+            borders = sorted({0, *(min(cut, len(bars)) for cut in cuts), len(bars)})
+            dying = list(lives)
+            for begin, end in pairwise(borders):
+                await world.write(bars[begin:end])
+                some = [Life(dying.pop()) if dying else Life() for _ in range(workers)]
+                await world.infer(some, poll_bytes)
+            await world.infer([Life()])
+            await world.infer([Life()])
+            active, published = await world.active(), await world.published()
+            assert active == await expected(bars)
+            assert published.keys() == active.keys()
+            await world.store.close()
+
+    asyncio.run(check())
+
+
+async def until(condition: Callable[[], Awaitable[bool]]) -> None:
+    async with asyncio.timeout(20):
+        while not await condition():
+            await asyncio.sleep(0.005)
+
+
+def test_a_partition_that_comes_back() -> None:
+    """What a worker knew of a partition is of no use after another one has had it."""
+
+    async def check(folder: str) -> None:
+        world = World(Path(folder))
+        await world.open()
+        bars = bars_of(7, 60, "time")
+        first, middle, last = bars[:20], bars[20:40], bars[40:]
+        stays, stop = world.worker(Life()), asyncio.Event()
+        staying = asyncio.create_task(stays.run(stop))
+        await world.write(first)
+        await until(world.done)
+        leaving, gone = world.worker(Life()), asyncio.Event()
+        visiting = asyncio.create_task(leaving.run(gone))
+        await until(lambda: world.owned(2))
+        await world.write(middle)
+        await until(world.done)
+        gone.set()
+        await visiting
+        await until(lambda: world.owned(1))
+        await world.write(last)
+        await until(world.done)
+        stop.set()
+        await staying
+        assert await world.active() == await expected(bars)
+        await world.store.close()
+
+    with TemporaryDirectory() as folder:
+        asyncio.run(check(folder))
