@@ -14,6 +14,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from market_data_core.config import BAR_COLUMNS
 from market_data_core.contracts.feature import Feature
 from market_data_core.contracts.store import Tables
 from market_data_core.events import OFFICIAL_SUFFIX
@@ -21,7 +22,7 @@ from market_data_core.intervals import format_interval
 from market_data_core.tables import BARS, Select
 from market_data_pipeline.features.panel import Panel
 from market_data_pipeline.labels import Label
-from market_data_pipeline.signals.rows import BAR_COLUMNS, Needs, SelectedRows
+from market_data_pipeline.signals.rows import Needs, SelectedRows
 from market_data_store.frames import closing
 
 ROWS_MAX = 100_000

@@ -17,6 +17,7 @@ from market_data_core.intervals import NS_PER_MS, NS_PER_S
 from market_data_core.records import TopicInfo
 from market_data_pipeline.assembly import Assembly, Summary
 from market_data_pipeline.holding import held
+from market_data_pipeline.lane_news import live_providers, tell_live
 from market_data_pipeline.pace import Pace
 from market_data_pipeline.patience import StoppedWaiting, patient, together
 from market_data_pipeline.windows.checkpoint import Counts, decode_checkpoint
@@ -63,7 +64,24 @@ class Lanes:
         async with held(parts.store, key, parts.member, lease_ns, stop, self._waits) as guard:
             if guard is None:
                 return Summary("", Counts(), WriteCounts(), 0, 0.0)
-            return await self._guarded(recording, guard, stop)
+            summary = await self._guarded(recording, guard, stop)
+            await patient(lambda: self._tell_live(summary.topic), stop=stop)
+            return summary
+
+    async def _tell_live(self, topic: str) -> None:
+        """Let those who follow live feeds know of bars that the recording has restated."""
+        parts, settings = self._parts, self._parts.settings.bus
+        live = await parts.bus.find_topic(settings.bars_topic)
+        lane = topic.removeprefix(f"{settings.events_topic}.")
+        bars = await parts.bus.find_topic(f"{settings.bars_topic}.{lane}")
+        if live is None or bars is None:
+            return
+        rows = await parts.store.status(settings.group)
+        timeline = await parts.generations.look(settings.partitions)
+        topics = {generation.topic for generation in timeline.generations}
+        fed = live_providers([row for row in rows if row.key.topic in topics])
+        if fed:
+            await tell_live(parts.bus, bars, live, fed)
 
     def _waits(self, waiting: bool) -> None:
         note = "waiting for another recording to finish" if waiting else ""
@@ -167,6 +185,7 @@ class Lanes:
                 continue
             if 0 < newest < oldest:
                 log.info("the log of an old recording is dropped", topic=info.name)
+                await bus.drop_topic(f"{settings.signals_topic}.{lane}")
                 await bus.drop_topic(f"{settings.bars_topic}.{lane}")
                 await bus.drop_topic(info.name)
 

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from tests.faults import buses
-from tests.faults.lab import ALLOW_LATE_MS, BASE_MS, EVENTS, HORIZON_MS, LETTERS, Lab
+from tests.faults.lab import ALLOW_LATE_MS, BARS, BASE_MS, EVENTS, HORIZON_MS, LETTERS, SIGNALS, Lab
 
 from market_data_core.bars import BarBatch
 from market_data_core.deadletters import DeadLetter, decode_letters
@@ -18,6 +18,7 @@ from market_data_core.errors import RejectedError
 from market_data_core.events import EventBatch, Rejected, StreamEvent, parse_ts
 from market_data_core.intervals import NS_PER_MS, parse_interval
 from market_data_core.records import Record
+from market_data_core.signals import Signal
 from market_data_core.testing.oracle import (
     LogItem,
     OracleBar,
@@ -30,6 +31,7 @@ from market_data_core.testing.oracle import (
 )
 from market_data_core.wire import BatchBuilder
 from market_data_pipeline.bus import codec
+from market_data_pipeline.signals.checkpoint import decode_signals_checkpoint
 from market_data_pipeline.windows.checkpoint import Checkpoint, Counts, decode_checkpoint
 
 StoredKey = tuple[str, str, str, int]
@@ -53,6 +55,19 @@ def all_read(lab: Lab, name: str) -> bool:
     return all(
         count == 0 or (p in places and places[p].counts.received == count)
         for p, count in enumerate(events)
+    )
+
+
+def all_evaluated(lab: Lab) -> bool:
+    """Whether inference has passed every bar of the live topic."""
+    rows = lab.query(
+        f"SELECT partition, checkpoint FROM partitions WHERE topic = '{BARS}' "
+        f"AND checkpoint IS NOT NULL AND consumer_group = '{lab.group}-infer'"
+    )
+    places = {p: decode_signals_checkpoint(checkpoint).position for p, checkpoint in rows}
+    return all(
+        not records or places.get(partition, 0) > records[-1].offset
+        for partition, records in enumerate(read_topic(lab, BARS).records)
     )
 
 
@@ -216,6 +231,22 @@ def _rows(batch: BarBatch) -> Iterator[tuple[StoredKey, OracleBar]]:
     keys = zip(batch.symbol_column(), batch.ts.tolist(), strict=True)
     for (symbol, ts), row in zip(keys, rows, strict=True):
         yield (batch.provider, symbol, batch.interval, ts), OracleBar(*row)
+
+
+def check_signals(lab: Lab) -> None:
+    """The signals are those that the stored bars give, and what was published of them says so."""
+    lab.run("verify", "--signals", "--strict")
+    rows = lab.query(f"SELECT provider, symbol, {lab.store.start_ns}, name, state FROM signals")
+    stored = {(p, s, int(t), n): state for p, s, t, n, state in rows}
+    assert len(stored) == len(rows), "duplicate rows"
+    assert "active" in stored.values()
+    published = {}
+    for name in topic_names(lab):
+        if name == SIGNALS or name.startswith(f"{SIGNALS}."):
+            for record in (r for part in read_topic(lab, name).records for r in part):
+                signal = Signal.decode(record.payload)
+                published[signal.key] = signal.state
+    assert published == stored
 
 
 def check_files(lab: Lab) -> None:

@@ -24,9 +24,24 @@ from market_data_core.config import BusSettings
 T = TypeVar("T")
 
 ROOT = Path(__file__).resolve().parents[2]
-EVENTS, BARS, LETTERS = "mdp.events", "mdp.bars", "mdp.dlq"
+EVENTS, BARS, LETTERS, SIGNALS = "mdp.events", "mdp.bars", "mdp.dlq", "mdp.signals"
 BASE_MS, ALLOW_LATE_MS, HORIZON_MS = 2_000, 500, 5_000
 WINDOWS = ("2s", "10s")
+RULES = """
+- {name: above, condition: "close > sma_3", signal: 1}
+- {name: crossed, condition: "cross_up(close, vwap_10s)", signal: 1, score: 0.5}
+- {name: held, condition: "ret_6s != 0", signal: 0, cooldown: 5s, meta: [ret_6s, volume]}
+- {name: wide, condition: "not (vol_30s < 0.0001)", signal: -1, interval: 10s}
+"""
+FEATURES = {
+    "session_gap": "30s",
+    "windows": [
+        {"name": "sma_3", "bars": 3},
+        {"name": "vwap_10s", "horizon": "10s"},
+        {"name": "ret_6s", "horizon": "6s"},
+        {"name": "vol_30s", "horizon": "30s"},
+    ],
+}
 KILLS = int(os.environ.get("MDP_FAULT_RUNS", "6"))
 """How many kills have to hit a live process."""
 THOROUGH = KILLS >= 50
@@ -230,9 +245,12 @@ class Lab:
                 "flush_timeout_ms": 300,
                 **self.micro_batch,
             },
+            "features": FEATURES,
+            "inference": {"adapters": {"rules": {"file": str(self.path / "rules.yaml")}}},
             "telemetry": {"metrics_port": 0, "log_level": "WARNING"},
         }
         self.path.mkdir(parents=True, exist_ok=True)
+        (self.path / "rules.yaml").write_text(RULES)
         path = self.path / f"config{len(self.workers)}.yaml"
         path.write_text(yaml.safe_dump(settings))
         return path

@@ -1,4 +1,4 @@
-"""kill -9 at random moments and at chosen write boundaries, over run, produce and micro-batch.
+"""kill -9 at random moments and at chosen write boundaries, over every stage's process.
 
 ``MDP_FAULT_RUNS`` is the number of kills that must hit a live process. A failing test names the
 seed it drew everything from.
@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pytest
@@ -78,6 +79,7 @@ def test_run(
     assert checks.stored_bars(lab) == expected
     published = [topic.replace(EVENTS, BARS) for topic in checks.lane_topics(lab)]
     checks.check_published(lab, published)
+    checks.check_signals(lab)
     checks.check_files(lab)
     record_property("kills of run", hits)
 
@@ -142,6 +144,7 @@ def test_live(
     assert expected
     assert checks.stored_bars(lab) == expected
     checks.check_published(lab, [BARS])
+    checks.check_signals(lab)
     checks.check_files(lab)
     for name, count in hits.items():
         record_property(f"kills of {name}", count)
@@ -194,7 +197,8 @@ class _Storm:
 
     def _fill(self) -> None:
         kinds = Counter(life.kind for life in self._lives)
-        for kind, wanted in (("produce", 1), ("micro-batch", self._chance.choice((2, 2, 3)))):
+        workers = self._chance.choice((2, 2, 3))
+        for kind, wanted in (("produce", 1), ("micro-batch", workers), ("infer", 1)):
             for _ in range(wanted - kinds[kind]):
                 doomed = self._chance.random() < 0.5
                 self._start(kind, _doom(self._lab, self._chance) if doomed else "")
@@ -239,25 +243,32 @@ class _Storm:
         """Let a last feed live, stop what still runs, and let one worker do the rest."""
         self._start("produce", "")
         wait_until(lambda: self._received() > _EVENTS_MIN, "windows can close")
-        for kind in ("produce", "micro-batch"):
+        for kind in ("produce", "micro-batch", "infer"):
             for life in self._lives:
                 if life.kind == kind and life.worker.alive:
                     life.worker.stop(doomed=True)
             self._bury()
         # what a worker left unpublished when it died is published by whoever owns its partition
-        dead = self._owners()
-        last = self._lab.start("stream", "micro-batch")
-        wait_until(lambda: self._owned_by_one(dead), "one worker owns all partitions")
-        wait_until(lambda: checks.all_read(self._lab, EVENTS), "the log is read to its end")
-        last.stop()
+        for kind, group, read in (
+            ("micro-batch", self._lab.group, lambda: checks.all_read(self._lab, EVENTS)),
+            ("infer", f"{self._lab.group}-infer", lambda: checks.all_evaluated(self._lab)),
+        ):
+            dead = self._owners(group)
+            last = self._lab.start("stream", kind)
+            alone = partial(self._owned_by_one, group, dead)
+            wait_until(alone, f"one {kind} owns all partitions")
+            wait_until(read, f"{kind} has read the log to its end")
+            last.stop()
 
     def _received(self) -> int:
         return checks.received(self._lab, EVENTS)
 
-    def _owners(self) -> set[object]:
-        rows = self._lab.query("SELECT DISTINCT owner FROM partitions")
+    def _owners(self, group: str) -> set[object]:
+        rows = self._lab.query(
+            f"SELECT DISTINCT owner FROM partitions WHERE consumer_group = '{group}'"
+        )
         return {owner for (owner,) in rows}
 
-    def _owned_by_one(self, dead: set[object]) -> bool:
-        owners = self._owners()
+    def _owned_by_one(self, group: str, dead: set[object]) -> bool:
+        owners = self._owners(group)
         return len(owners) == 1 and not owners & {"", *dead}

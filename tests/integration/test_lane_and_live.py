@@ -233,3 +233,20 @@ def test_a_recording_beside_a_live_feed(
     before = checks.stored_bars(lab)
     assert " 0 inserted, 0 updated" in record(lab, lane_part(source))
     assert checks.stored_bars(lab) == before
+
+
+def test_live_signals_follow_what_a_recording_restates(
+    lab: Lab, source: list[StreamEvent]
+) -> None:
+    """Features of the feed's next bars look back on bars that a recording has changed meanwhile."""
+    live, lane = live_part(source), between(lane_part(source), 0, _NOW_S)
+    infer = lab.start("stream", "infer")
+    feed(lab, between(live, 0, _NOW_S))
+    catch_up(lab)
+    wait_until(lambda: checks.all_evaluated(lab), "the first bars are evaluated")
+    record(lab, lane)
+    feed(lab, between(live, _NOW_S, SECONDS), later())
+    catch_up(lab)
+    wait_until(lambda: checks.all_evaluated(lab), "all bars are evaluated")
+    infer.stop()
+    checks.check_signals(lab)

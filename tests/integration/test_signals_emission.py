@@ -29,12 +29,10 @@ _LIVE = {
 
 
 @pytest.fixture
-def ready(lab: Lab) -> Lab:
-    """A deployment with rules; a feed that falters closes no window before its time."""
+def ready(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> Lab:
+    """A deployment with our rules; a feed that falters closes no window before its time."""
     lab.synthetic, lab.micro_batch = _LIVE, {"flush_timeout_ms": 60_000}
-    rules = lab.path / "configs" / "rules.yaml"
-    rules.parent.mkdir(parents=True)
-    rules.write_text(RULES, encoding="utf-8")
+    monkeypatch.setattr("tests.faults.lab.RULES", RULES)
     return lab
 
 

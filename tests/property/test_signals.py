@@ -21,7 +21,7 @@ from tests.property._memory_bus import MemoryBus
 
 from market_data_core.bars import BarBatch
 from market_data_core.clock import ManualClock
-from market_data_core.config import FeaturesSettings, FeatureWindow
+from market_data_core.config import BAR_COLUMNS, FeaturesSettings, FeatureWindow
 from market_data_core.contracts.store import BadRow, Claim, Gap, Message, PartitionKey, Store
 from market_data_core.intervals import NS_PER_S
 from market_data_core.partitioning import partition_of
@@ -34,7 +34,6 @@ from market_data_pipeline.signals.checkpoint import decode_signals_checkpoint
 from market_data_pipeline.signals.evaluator import Evaluator, Unguarded
 from market_data_pipeline.signals.ranges import revise_range
 from market_data_pipeline.signals.reading import signals_of
-from market_data_pipeline.signals.rows import BAR_COLUMNS
 from market_data_pipeline.signals.settings import SignalsSettings
 from market_data_pipeline.signals.worker import SignalWorker
 from market_data_store.backends.sqlite import SqliteStore

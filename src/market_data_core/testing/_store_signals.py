@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from market_data_core.bars import BarBatch
 from market_data_core.clock import ManualClock
 from market_data_core.contracts.store import Message, Store, WriteCounts
 from market_data_core.errors import FencedError, RejectedError
@@ -59,6 +60,21 @@ def in_order(signals: Sequence[Signal]) -> list[Signal]:
 
 class StoreSignalsSuite:
     """Signals in a commit: one transaction with the position, upserted by key."""
+
+    async def test_who_tells_all_publishes_unchanged_bars_too(self, open_store: OpenStore) -> None:
+        """But none whose stored bar stays another one."""
+        store = await opened(open_store)
+        first = FakeGroup(await claimed(store), [batch(("A", 0, 1.0, 2), ("B", 0, 1.0, 2))])
+        await store.commit([first], [])
+        bars = [batch(("A", 0, 1.0, 2), ("B", 0, 3.0, 1), ("C", 0, 1.0, 2))]
+        second = first.next(bars=bars, bars_topic="bars", tells_all=True)
+        result = await store.commit([second], [])
+        assert result.counts == WriteCounts(inserted=1, unchanged=1, kept=1)
+        (told,) = [BarBatch.decode(item.message.payload)[0] for item in result.outbox]
+        assert sorted(told.symbol_column()) == ["A", "C"]
+        third = second.next(bars=bars, bars_topic="bars", tells_all=True)
+        (item,) = (await store.commit([third], [])).outbox
+        assert sorted(BarBatch.decode(item.message.payload)[0].symbol_column()) == ["A", "C"]
 
     async def test_signals_are_committed_with_the_position(self, open_store: OpenStore) -> None:
         """With bars or without; messages are what the group says, none of the store's own."""

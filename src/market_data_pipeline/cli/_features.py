@@ -15,7 +15,7 @@ import polars as pl
 
 from market_data_core import registry
 from market_data_core._suggest import did_you_mean
-from market_data_core.config import Settings, load_config
+from market_data_core.config import BAR_COLUMNS, Settings, load_config
 from market_data_core.contracts.feature import Feature
 from market_data_core.contracts.store import Tables
 from market_data_core.errors import ConfigError, MdpError, UsageError
@@ -31,7 +31,6 @@ from market_data_pipeline.features.catalog import catalog
 from market_data_pipeline.flow import Flow
 from market_data_pipeline.labels import parse_label
 from market_data_pipeline.signals.assembly import evaluator_of
-from market_data_pipeline.signals.rows import BAR_COLUMNS
 from market_data_store.frames import json_lines, with_iso_times
 from market_data_store.transfer import replacing, write_parquet
 

@@ -5,34 +5,31 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from functools import partial
-from pathlib import Path
 
 from market_data_core import registry
-from market_data_core._config_inference import ModelAdapterSettings
-from market_data_core.config import Settings
+from market_data_core._config_inference import AdapterSettings, ModelAdapterSettings
+from market_data_core.config import BAR_COLUMNS, Settings
 from market_data_core.contracts.feature import Feature
 from market_data_core.contracts.inference import Adapter
 from market_data_core.contracts.store import PartitionKey
-from market_data_core.errors import ConfigError, UsageError
+from market_data_core.errors import ConfigError
 from market_data_core.intervals import NS_PER_MS, format_interval
 from market_data_pipeline import metrics
 from market_data_pipeline.assembly import Assembly
 from market_data_pipeline.features.catalog import catalog
 from market_data_pipeline.holding import held
-from market_data_pipeline.inference.adapters.rules import load_rules
-from market_data_pipeline.inference.guard import Guarded
+from market_data_pipeline.inference.adapters.rules import RulesAdapter
+from market_data_pipeline.inference.guard import guard, load_fallback
 from market_data_pipeline.patience import patient
 from market_data_pipeline.signals.checkpoint import GROUP_SUFFIX
 from market_data_pipeline.signals.evaluator import Evaluator, Guard, Unguarded
 from market_data_pipeline.signals.lane import LaneSignals
-from market_data_pipeline.signals.rows import BAR_COLUMNS
 from market_data_pipeline.signals.settings import Signalled, SignalsSettings
 from market_data_pipeline.signals.worker import SignalWorker
-from market_data_store.coordinator import CircuitBreaker
 from market_data_store.sinks.groups import CoordinatedCommits
 
 _POLL_BYTES = 4 << 20
-_COORDINATOR = "inference"
+_COORDINATOR = _COMPONENT = "inference"
 
 
 def evaluator_of(settings: Settings, kinds: tuple[str, ...] = ()) -> Evaluator | None:
@@ -54,18 +51,20 @@ def evaluator_of(settings: Settings, kinds: tuple[str, ...] = ()) -> Evaluator |
     if not guards:
         return None
     first: dict[str, str] = {}
-    for guard in guards:
-        for name in guard.names:
-            if first.setdefault(name, guard.name) != guard.name:
+    for one in guards:
+        for name in one.names:
+            if first.setdefault(name, one.name) != one.name:
                 msg = (
-                    f"inference.adapters: {first[name]} and {guard.name} both give signals named "
+                    f"inference.adapters: {first[name]} and {one.name} both give signals named "
                     f"{name!r}; give one of them another name"
                 )
                 raise ConfigError(msg)
     features = partial(catalog, settings.features)
-    features(settings.micro_batch.windows_ns[0])  # what is wrong with them is told at the start
     words = settings.features.model_dump_json()
-    return Evaluator(features, guards, settings.features.session_gap_ns, words)
+    evaluator = Evaluator(features, guards, settings.features.session_gap_ns, words)
+    for length_ns in settings.micro_batch.windows_ns:
+        evaluator.needs(length_ns)  # what is wrong with features is told at the start
+    return evaluator
 
 
 async def live_signals(parts: Assembly, evaluator: Evaluator) -> SignalWorker:
@@ -121,32 +120,27 @@ async def signal_lane(
 
 def enabled_adapters(settings: Settings) -> tuple[str, ...]:
     """The kinds of adapters that the configuration enables."""
-    adapters = settings.inference.adapters
-    return tuple(kind for kind in type(adapters).model_fields if getattr(adapters, kind).enabled)
+    adapters = settings.inference.adapters.by_name()
+    return tuple(kind for kind, given in adapters.items() if given.enabled)
 
 
 def _guard(settings: Settings, kind: str) -> Guard:
     backend = registry.backend("inference", kind)
-    inference = settings.inference
-    given = getattr(inference.adapters, kind, None)
-    if given is None:
-        msg = f"inference.adapters has no settings for {kind!r}"
-        raise UsageError(msg)
+    model = backend.settings or AdapterSettings
+    given = settings.inference.adapters.by_name().get(kind) or model()
     windows = [format_interval(length) for length in settings.micro_batch.windows_ns]
     known = known_columns(settings)
     adapter: Adapter = backend.create(given, known, windows[0], windows)
-    if not isinstance(given, ModelAdapterSettings):
+    if isinstance(adapter, RulesAdapter):
         return Unguarded(adapter)
-    fallback = (
-        load_rules(Path(given.fallback), known, windows[0], windows) if given.fallback else None
-    )
-    return Guarded(
+    fallback = None
+    if isinstance(given, ModelAdapterSettings):
+        fallback = load_fallback(given, known, windows[0], windows)
+    return guard(
         adapter,
-        deadline_s=inference.deadline_ms / 1e3,
-        workers=inference.workers,
-        breaker=CircuitBreaker(inference.breaker.failures, inference.breaker.open_s),
+        settings.inference,
         fallback=fallback,
-        on_failure=lambda reason: metrics.ERRORS.labels("inference", reason).inc(),
+        on_failure=lambda reason: metrics.ERRORS.labels(_COMPONENT, reason).inc(),
     )
 
 

@@ -22,6 +22,8 @@ from market_data_pipeline.features.selection import Selection
 from market_data_pipeline.signals.rows import Needs, SelectedRows
 
 _VERSION_CHARS = 12
+_ROWS_AT_ONCE = 16_384
+"""Bars that are evaluated at once, so that memory and a model's time for one call are bounded."""
 ALL_SYMBOLS = "*"
 """Features are worked out for all symbols at once; the metric's label says so."""
 
@@ -74,10 +76,12 @@ class Found:
     Attributes:
         signals: with each one's cooldown in ns, in the order of the rows for each name.
         names: of all signals that could have been found: those of adapters that answered.
+        unanswered: names of adapters that did not, for some of the bars at least.
     """
 
     signals: list[tuple[Signal, int]] = field(default_factory=list)
     names: set[str] = field(default_factory=set)
+    unanswered: set[str] = field(default_factory=set)
 
 
 class Evaluator:
@@ -132,9 +136,15 @@ class Evaluator:
         """
         found = Found()
         needs = self.needs(selection.interval_ns)
-        if needs is None or not len(selection):
+        if needs is None:
             return found
-        rows = SelectedRows(provider, selection, needs)
+        for at in range(0, len(selection), _ROWS_AT_ONCE):
+            part = np.arange(at, min(at + _ROWS_AT_ONCE, len(selection)), dtype=np.intp)
+            await self._evaluate(SelectedRows(provider, selection.take(part), needs), found)
+        found.names -= found.unanswered
+        return found
+
+    async def _evaluate(self, rows: SelectedRows, found: Found) -> None:
         began = perf_counter()
         await asyncio.to_thread(rows.compute)
         spent = perf_counter() - began
@@ -142,7 +152,6 @@ class Evaluator:
         for guard in self.guards:
             if guard.columns(rows.interval):
                 await _ask(guard, rows, found)
-        return found
 
 
 def told_version(guard: Guard) -> str:
@@ -163,8 +172,9 @@ async def _ask(guard: Guard, rows: SelectedRows, found: Found) -> None:
     began = perf_counter()
     try:
         firings = await guard.evaluate(rows)
-    except ModelError:
-        return  # the guard has counted and told it
+    except ModelError:  # the guard has counted and told it
+        found.unanswered.update(guard.names)
+        return
     finally:
         metrics.INFERENCE_EVAL_DURATION.labels(guard.name).observe(perf_counter() - began)
     found.names.update(guard.names)

@@ -8,12 +8,11 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from market_data_core.config import BAR_COLUMNS
 from market_data_core.contracts.feature import Feature, Floats
 from market_data_core.intervals import format_interval
 from market_data_pipeline.features.selection import Selection
 
-BAR_COLUMNS = ("open", "high", "low", "close", "volume", "bar_vwap", "trade_count")
-"""Columns of the bars themselves, under the names that rules know them by."""
 _STORED = {"bar_vwap": "vwap"}
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
 from market_data_core.bars import BarBatch
 from market_data_core.contracts.store import Tables
@@ -34,6 +35,11 @@ class Outcome:
     changes: list[Signal] = field(default_factory=list)
     bars: int = 0
     old: dict[str, tuple[int, int]] = field(default_factory=dict)
+
+    def add_old(self, symbol: str, start: int) -> None:
+        """A bar of `symbol` that begins at `start`, UTC ns, has to be worked out so."""
+        first, last = self.old.get(symbol, (start, start))
+        self.old[symbol] = min(first, start), max(last, start)
 
 
 class BarStream:
@@ -99,7 +105,12 @@ class BarStream:
                 is a late one.
         """
         outcome = Outcome()
-        fresh = [b for batch, version in batches if len(b := self._fresh(batch, version))]
+        fresh: list[BarBatch] = []
+        for batch, version in batches:
+            current, stale = self._sorted_out(batch, version)
+            fresh += [current] if len(current) else []
+            for row in stale.tolist():
+                outcome.add_old(batch.symbols[batch.codes[row]], int(batch.ts[row]))
         if not fresh:
             return outcome
         batch = BarBatch.concat(fresh)
@@ -111,14 +122,19 @@ class BarStream:
             outcome.changes += self._told.revise(found.signals, covered, found.names)
             outcome.bars += len(put.selection)
             for symbol, start in put.old:
-                first, last = outcome.old.get(symbol, (start, start))
-                outcome.old[symbol] = min(first, start), max(last, start)
+                outcome.add_old(symbol, start)
         return outcome
 
-    def _fresh(self, batch: BarBatch, version: int) -> BarBatch:
-        """The bars whose symbols have no newer version: an old message may come a second time."""
+    def _sorted_out(self, batch: BarBatch, version: int) -> tuple[BarBatch, NDArray[np.intp]]:
+        """The bars that are the latest version, and the rows of those that may not be.
+
+        An old message may come a second time; and a recording may have changed a bar of a live
+        feed before the feed's own worker did, and have told of it later. The store knows.
+        """
         known = self._versions
         stale = [i for i, s in enumerate(batch.symbols) if known.get(s, version) > version]
-        current = batch.take(~np.isin(batch.codes, stale)) if stale else batch
         known.update((s, version) for i, s in enumerate(batch.symbols) if i not in stale)
-        return current
+        if not stale:
+            return batch, np.zeros(0, np.intp)
+        old = np.isin(batch.codes, stale)
+        return batch.take(~old), np.flatnonzero(old)

@@ -26,7 +26,7 @@ from market_data_core.tables import SIGNALS
 from market_data_store.backends._postgres_arrays import integers, moments, texts
 from market_data_store.backends._postgres_bars import Frontier, write_bars
 from market_data_store.backends._postgres_records import upsert_rows
-from market_data_store.backends._postgres_rows import BAD, NEW, UPDATED, Rows
+from market_data_store.backends._postgres_rows import NEW, UNCHANGED, UPDATED, Rows
 
 MINE = "consumer_group = %s AND topic = %s AND partition = %s"
 MESSAGE = "destination, key, payload, count, to_partition, provider, min_ts, max_ts"
@@ -116,7 +116,7 @@ async def _write_bars(
         return rows.counts()
     await write_bars(db, rows, now // 1000, frontier)
     all_told = np.array([one.group.tells_all for one, _ in origin], bool)[rows.batch]
-    told = (rows.fate == NEW) | (rows.fate == UPDATED) | (all_told & (rows.fate != BAD))
+    told = (rows.fate == NEW) | (rows.fate == UPDATED) | (all_told & (rows.fate == UNCHANGED))
     for number in np.unique(rows.batch[told]).tolist():
         one, i = origin[number]
         one.told[i] = np.sort(rows.row[told & (rows.batch == number)]).tolist()

@@ -54,10 +54,18 @@ _MERGE = f"""INSERT INTO bars_ohlcv AS b ({_COLUMNS})
 
 @dataclass(slots=True)
 class Written:
-    """What writing one batch did; `changed` are the rows that are new or differ."""
+    """What writing one batch did.
+
+    Attributes:
+        counts: of all rows.
+        changed: rows that are new or differ; None if all are new.
+        kept: rows whose stored bar stays as it is, though it differs.
+        bad: rows that can never be stored, and why.
+    """
 
     counts: WriteCounts = field(default_factory=WriteCounts)
     changed: list[int] | None = None
+    kept: list[int] = field(default_factory=list)
     bad: list[tuple[int, str]] = field(default_factory=list)
 
 
@@ -184,7 +192,7 @@ def _write_judged(
 ) -> None:
     inserted = [i for i, new, _, _ in judged if new]
     updated = [i for i, _, changed, _ in judged if changed]
-    kept = sum(1 for _, _, changed, differs in judged if differs and not changed)
+    kept = [at + i for i, _, changed, differs in judged if differs and not changed]
     if inserted or updated:
         db.execute("DELETE FROM staged")
         marks = ",".join("?" * _WIDTH)
@@ -194,9 +202,9 @@ def _write_judged(
         if updated:
             db.execute(_TO_HISTORY)
         db.execute(_MERGE)
-    counts = WriteCounts(
-        len(inserted), len(updated), len(rows) - len(inserted) - len(updated) - kept, kept
-    )
+    unchanged = len(rows) - len(inserted) - len(updated) - len(kept)
+    counts = WriteCounts(len(inserted), len(updated), unchanged, len(kept))
+    out.kept += kept
     out.counts.add(counts)  # only once the statements have passed: a failed part is undone whole
     out.changed = sorted([*(out.changed or ()), *(at + i for i in (*inserted, *updated))])
 

@@ -80,10 +80,11 @@ def commit_group(
 
 def _told(batch: BarBatch, written: Written, tells_all: bool) -> BarBatch:
     """The bars to publish."""
-    if tells_all and written.bad:
-        return batch.take(np.delete(np.arange(len(batch)), [row for row, _ in written.bad]))
-    if tells_all or written.changed is None:
+    if written.changed is None:
         return batch
+    if tells_all:
+        others = [*written.kept, *(row for row, _ in written.bad)]
+        return batch.take(np.delete(np.arange(len(batch)), others)) if others else batch
     return batch.take(np.array(written.changed, int))
 
 
