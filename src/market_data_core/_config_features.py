@@ -12,7 +12,7 @@ from market_data_core._config_yaml import dotted
 from market_data_core.errors import ConfigError, UsageError
 from market_data_core.intervals import parse_interval
 
-BAR_COLUMNS = ("open", "high", "low", "close", "volume", "trade_count", "bar_vwap")
+BAR_COLUMNS = ("open", "high", "low", "close", "volume", "bar_vwap", "trade_count")
 """What rules and models see of the bar itself; ``vwap`` alone is the feature of that name."""
 
 LABEL_PREFIX = "label_"

@@ -81,14 +81,16 @@ class BarBatch:
         }
         return replace(batches[0], symbols=tuple(codes), codes=np.concatenate(moved), **columns)
 
-    def first_starts(self) -> dict[str, int]:
-        """Symbol -> start of its earliest bar, UTC ns."""
+    def spans(self) -> dict[str, tuple[int, int]]:
+        """Symbol -> starts of its earliest and its latest bar, UTC ns."""
         if not len(self):
             return {}
-        first = np.full(len(self.symbols), int(self.ts.max()) + 1)
+        first = np.full(len(self.symbols), int(self.ts.max()))
+        last = np.full(len(self.symbols), int(self.ts.min()))
         np.minimum.at(first, self.codes, self.ts)
+        np.maximum.at(last, self.codes, self.ts)
         present = np.unique(self.codes).tolist()
-        return {self.symbols[code]: int(first[code]) for code in present}
+        return {self.symbols[code]: (int(first[code]), int(last[code])) for code in present}
 
     def symbol_column(self) -> list[str]:
         """The symbol of every row."""

@@ -64,11 +64,14 @@ class Flow:
             speed: how many times faster than their own time events are carried; None: at once.
             evaluator: what is made of its bars once all are there; None: nothing.
         """
-        summary = await Lanes(self._parts, speed).record(recording, stop)
-        if evaluator and summary.topic and not stop.is_set():
+
+        async def infer(summary: Summary) -> Summary:
+            assert evaluator is not None  # noqa: S101
             done = await signal_lane(self._parts, evaluator, summary.topic, stop)
-            summary = replace(summary, signalled=done)
-        return summary
+            return replace(summary, signalled=done)
+
+        lanes = Lanes(self._parts, speed)
+        return await lanes.record(recording, stop, infer if evaluator else None)
 
     async def produce(
         self, providers: Mapping[str, LiveProvider], symbols: tuple[str, ...], stop: asyncio.Event
@@ -143,16 +146,21 @@ class Flow:
         return done
 
     async def infer(
-        self, stop: asyncio.Event, evaluator: Evaluator, drain: bool = False
+        self,
+        stop: asyncio.Event,
+        evaluator: Evaluator,
+        kinds: tuple[str, ...] = (),
+        drain: bool = False,
     ) -> Signalled:
         """Turn closed bars of the live topic into signals until `stop` is set.
 
         Args:
             stop: ends the work; what was evaluated is committed.
             evaluator: what is made of the bars.
+            kinds: adapters that were chosen for it; none: those that are enabled.
             drain: after `stop`, first read what is there (for at most ten seconds).
         """
-        worker = await patient(lambda: live_signals(self._parts, evaluator), stop=stop)
+        worker = await patient(lambda: live_signals(self._parts, evaluator, kinds), stop=stop)
         return await worker.run(stop, _DRAIN_S if drain else 0.0)
 
     async def live(

@@ -13,6 +13,7 @@ import numpy as np
 from market_data_core.bars import MAGIC, BarBatch
 from market_data_core.contracts.bus import Bus
 from market_data_core.contracts.store import PartitionStatus
+from market_data_core.events import OFFICIAL_SUFFIX
 from market_data_core.partitioning import partition_of
 from market_data_core.records import Entry, Record, TopicInfo
 from market_data_pipeline.windows.checkpoint import decode_checkpoint
@@ -21,9 +22,12 @@ _POLL_BYTES = 4 << 20
 
 
 def live_providers(rows: Collection[PartitionStatus]) -> frozenset[str]:
-    """The providers that have a live feed, by the checkpoints of the live topic's partitions."""
-    checkpoints = [decode_checkpoint(row.checkpoint) for row in rows if row.checkpoint]
-    return frozenset(s.provider for c in checkpoints for s in c.streams if s.kind != "bar")
+    """The providers that have a live feed, by the checkpoints of the live topic's partitions.
+
+    A vendor's own bars have a provider of their own.
+    """
+    streams = [s for r in rows if r.checkpoint for s in decode_checkpoint(r.checkpoint).streams]
+    return frozenset(s.provider + (OFFICIAL_SUFFIX if s.kind == "bar" else "") for s in streams)
 
 
 async def tell_live(

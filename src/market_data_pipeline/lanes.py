@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from hashlib import sha256
 from itertools import islice
 
@@ -53,10 +53,20 @@ class Lanes:
     def __init__(self, parts: Assembly, speed: float | None = None) -> None:
         self._parts, self._speed = parts, speed
 
-    async def record(self, recording: Recording, stop: asyncio.Event) -> Summary:
+    async def record(
+        self,
+        recording: Recording,
+        stop: asyncio.Event,
+        then: Callable[[Summary], Awaitable[Summary]] | None = None,
+    ) -> Summary:
         """Carry one recording from its first event to its last bar; resumes where it stood.
 
         One recording at a time works on a store: a second one waits.
+
+        Args:
+            recording: what to carry.
+            stop: ends the work.
+            then: what is done with its bars before another recording may work; safe to do again.
         """
         key = PartitionKey(self._parts.settings.bus.group, _LANES, 0)
         lease_ns = self._parts.settings.micro_batch.lease_ms * NS_PER_MS
@@ -65,6 +75,8 @@ class Lanes:
             if guard is None:
                 return Summary("", Counts(), WriteCounts(), 0, 0.0)
             summary = await self._guarded(recording, guard, stop)
+            if then and not stop.is_set():
+                summary = await then(summary)
             await patient(lambda: self._tell_live(summary.topic), stop=stop)
             return summary
 

@@ -213,11 +213,14 @@ def check_published(lab: Lab, topics: list[str]) -> None:
     assert lab.query("SELECT count(*) FROM outbox") == [(0,)]
     latest: dict[StoredKey, tuple[int, OracleBar]] = {}
     for name in topics:
+        told = set[tuple[StoredKey, int]]()
         for record in (r for part in read_topic(lab, name).records for r in part):
             batch, version = BarBatch.decode(record.payload)
             for key, bar in _rows(batch):
                 known = latest.get(key)
-                assert known is None or known[0] != version, f"published twice: {key}"
+                assert (key, version) not in told, f"published twice: {key}"
+                assert known is None or known[0] != version or known[1] == bar
+                told.add((key, version))
                 if known is None or known[0] < version:
                     latest[key] = version, bar
     published = {key: bar for key, (_, bar) in latest.items()}

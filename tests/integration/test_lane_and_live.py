@@ -235,9 +235,7 @@ def test_a_recording_beside_a_live_feed(
     assert checks.stored_bars(lab) == before
 
 
-def test_live_signals_follow_what_a_recording_restates(
-    lab: Lab, source: list[StreamEvent]
-) -> None:
+def test_live_signals_follow_what_a_recording_restates(lab: Lab, source: list[StreamEvent]) -> None:
     """Features of the feed's next bars look back on bars that a recording has changed meanwhile."""
     live, lane = live_part(source), between(lane_part(source), 0, _NOW_S)
     infer = lab.start("stream", "infer")

@@ -69,6 +69,9 @@ class Capturing:
             seen[symbol, start] = row
         return []
 
+    def close(self) -> None:
+        """Nothing is held."""
+
 
 class Feed:
     """A live feed that sends some batches, each when all before it has been seen, and ends."""

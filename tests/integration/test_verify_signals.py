@@ -260,6 +260,9 @@ class Mute:
     async def evaluate(self, rows: SelectedRows) -> list[Firing]:  # noqa: ARG002
         raise ModelError("error", "it is broken")
 
+    def close(self) -> None:
+        """Nothing is held."""
+
 
 def test_a_model_without_an_answer_is_no_agreement(live: Place) -> None:
     live.store(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
@@ -23,14 +23,16 @@ from market_data_core.bars import BarBatch
 from market_data_core.clock import ManualClock
 from market_data_core.config import BAR_COLUMNS, FeaturesSettings, FeatureWindow
 from market_data_core.contracts.store import BadRow, Claim, Gap, Message, PartitionKey, Store
+from market_data_core.errors import LogHoleError
 from market_data_core.intervals import NS_PER_S
 from market_data_core.partitioning import partition_of
-from market_data_core.records import Entry
+from market_data_core.records import Entry, Record
 from market_data_core.signals import Signal
 from market_data_core.tables import SIGNALS, Select
 from market_data_pipeline.features.catalog import catalog
 from market_data_pipeline.inference.adapters.rules import RulesAdapter
-from market_data_pipeline.signals.checkpoint import decode_signals_checkpoint
+from market_data_pipeline.signals.checkpoint import Edition, decode_signals_checkpoint
+from market_data_pipeline.signals.editions import Editions, EditionsOf
 from market_data_pipeline.signals.evaluator import Evaluator, Unguarded
 from market_data_pipeline.signals.ranges import revise_range
 from market_data_pipeline.signals.reading import signals_of
@@ -49,6 +51,7 @@ FEATURES = FeaturesSettings(
         FeatureWindow(name="ret_6s", horizon="6s"),
         FeatureWindow(name="vol_30s", horizon="30s"),
         FeatureWindow(name="sma_3", bars=3),
+        FeatureWindow(name="sma_5", bars=5),
     ),
     session_gap="20s",
 )
@@ -67,11 +70,18 @@ class Bar:
     close: float
 
 
-def evaluator() -> Evaluator:
+OTHER_RULES = """
+- {name: above, condition: "close > prev(sma_3, 2)", signal: 2}
+- {name: rare, condition: "close > 0", signal: 0, cooldown: 9s}
+- {name: below, condition: "close < sma_5", signal: -1}
+"""
+
+
+def evaluator(rules: str = RULES) -> Evaluator:
     known = frozenset((*catalog(FEATURES, INTERVAL_NS), *BAR_COLUMNS))
-    rules = RulesAdapter.of_text(RULES, "rules", known, INTERVAL, [INTERVAL])
+    adapter = RulesAdapter.of_text(rules, "rules", known, INTERVAL, [INTERVAL])
     features = lambda length_ns: catalog(FEATURES, length_ns)  # noqa: E731
-    return Evaluator(features, [Unguarded(rules)], FEATURES.session_gap_ns, "")
+    return Evaluator(features, [Unguarded(adapter)], FEATURES.session_gap_ns, "", rules)
 
 
 def batch_of(bars: Sequence[Bar]) -> BarBatch:
@@ -83,6 +93,53 @@ def batch_of(bars: Sequence[Bar]) -> BarBatch:
         close, close, close, close, np.ones(len(bars)), close,
         np.ones(len(bars), np.int64),
     )  # fmt: skip
+
+
+class LossyBus(MemoryBus):
+    """A log whose records are gone here and there."""
+
+    def __init__(self, clock: ManualClock) -> None:
+        super().__init__(clock)
+        self.holes: dict[int, list[tuple[int, int]]] = {}
+
+    def cut(self, partition: int, begin: int, end: int) -> None:
+        """Remove the records that stand at [begin, end) among those kept, if more stand behind."""
+        log = self.logs[BARS, partition]
+        lost, left = log.kept[begin:end], log.kept[:begin] + log.kept[end:]
+        if not lost or end >= len(log.kept):
+            return
+        log.kept = left
+        if begin:
+            behind = lost[-1].record.offset + 1
+            self.holes.setdefault(partition, []).append((lost[0].record.offset, behind))
+        else:
+            log.first = left[0].record.offset
+
+    async def poll(
+        self, topic: str, positions: Mapping[int, int], max_bytes: int, timeout_s: float
+    ) -> dict[int, list[Record]]:
+        for partition, position in positions.items() if topic == BARS else ():
+            holes = self.holes.get(partition, [])
+            for begin, behind in list(holes):
+                if position < behind:  # what is before it has to be read first
+                    before = [
+                        k
+                        for k in self.logs[BARS, partition].kept
+                        if position <= k.record.offset < begin
+                    ]
+                    if before:
+                        return {partition: [before[0].record]}
+                    holes.remove((begin, behind))
+                    raise LogHoleError("a hole", partition, behind, 1)
+        return await super().poll(topic, positions, max_bytes, timeout_s)
+
+
+class MortalStore(Mortal):
+    """As one process sees the store."""
+
+    def scan(self, *args: Any, **kwargs: Any) -> Any:
+        self._life.step("scan")
+        return self._inner.scan(*args, **kwargs)
 
 
 @dataclass
@@ -106,7 +163,7 @@ class Written:
 class World:
     def __init__(self, path: Path) -> None:
         self.clock = ManualClock(START_NS)
-        self.bus = MemoryBus(self.clock)
+        self.bus = LossyBus(self.clock)
         self.store: Store = SqliteStore(path / "store.db", clock=self.clock)
         self.claims: dict[int, Claim] = {}
         self.members = 0
@@ -134,21 +191,23 @@ class World:
             entries = [Entry(number, i.message.payload, key=i.message.key) for i in result.outbox]
             await self.bus.append(BARS, entries)
 
-    def worker(self, life: Life, poll_bytes: int = 4_000) -> SignalWorker:
+    def worker(self, life: Life, poll_bytes: int = 4_000, rules: str = RULES) -> SignalWorker:
         self.members += 1
         config = SignalsSettings(
-            "g-infer", f"m{self.members}", LEASE_NS, 1, poll_bytes, TOPIC, 10 * NS_PER_S
+            "g-infer", f"m{self.members}", LEASE_NS, 1, poll_bytes, TOPIC, 10**15
         )
-        store: Any = Mortal(self.store, life)
+        store: Any = MortalStore(self.store, life)
         bus: Any = Mortal(self.bus, life)
-        return SignalWorker(
-            bus, store, coordinated(store), self.bus.infos[BARS], config, evaluator(), self.clock
-        )
+        editions = Editions(evaluator(rules), evaluator)
+        info = self.bus.infos[BARS]
+        return SignalWorker(bus, store, coordinated(store), info, config, editions, self.clock)
 
-    async def infer(self, lives: Sequence[Life], poll_bytes: int = 4_000) -> None:
+    async def infer(
+        self, lives: Sequence[Life], poll_bytes: int = 4_000, rules: str = RULES
+    ) -> None:
         """Workers at once, until they have read all there is, or are dead."""
         self.clock.advance(2 * LEASE_NS)
-        await asyncio.gather(*(self._one(self.worker(life, poll_bytes)) for life in lives))
+        await asyncio.gather(*(self._one(self.worker(life, poll_bytes, rules)) for life in lives))
 
     async def _one(self, worker: SignalWorker) -> None:
         stop = asyncio.Event()
@@ -172,6 +231,18 @@ class World:
                     return False
         return True
 
+    async def editions(self) -> dict[int, list[Edition]]:
+        """Which rules were in force when, partition by partition."""
+        rows = await self.store.status("g-infer", BARS)
+        known = {r.key.partition: r.checkpoint for r in rows if r.checkpoint}
+        return {p: decode_signals_checkpoint(c).editions for p, c in known.items()}
+
+    async def begun(self) -> bool:
+        """Whether bars of every partition were evaluated: what is lost before is nobody's."""
+        rows = await self.store.status("g-infer", BARS)
+        known = [decode_signals_checkpoint(r.checkpoint) for r in rows if r.checkpoint]
+        return len(known) == PARTITIONS and all(checkpoint.series for checkpoint in known)
+
     async def active(self) -> dict[Any, Any]:
         frame = await self.store.select(Select(SIGNALS))
         return {
@@ -189,8 +260,15 @@ class World:
         return {key: state for key, state in found.items() if state == "active"}
 
 
-async def expected(bars: Sequence[Bar]) -> dict[Any, Any]:
+async def expected(
+    bars: Sequence[Bar], editions: Mapping[int, list[Edition]] | None = None
+) -> dict[Any, Any]:
     """The signals of the latest version of all bars, worked out in one go."""
+    made = Editions(evaluator(), evaluator)
+    for edition in (e for some in (editions or {}).values() for e in some):
+        made.of(edition)
+    of = lambda symbol: (editions or {}).get(partition_of(symbol, PARTITIONS), [])  # noqa: E731
+    whose: Any = EditionsOf(made, of, lambda _: 2**62) if editions else evaluator()
     with TemporaryDirectory() as folder:
         world = World(Path(folder))
         await world.open()
@@ -198,7 +276,7 @@ async def expected(bars: Sequence[Bar]) -> dict[Any, Any]:
         await world.store.write_bars([batch_of(latest)] if latest else [])
         everything = (START_NS, START_NS + 10**15)
         spans = {bar.symbol: everything for bar in latest}
-        found = await revise_range(world.store, evaluator(), PROVIDER, INTERVAL_NS, spans)
+        found = await revise_range(world.store, whose, PROVIDER, INTERVAL_NS, spans)
         await world.store.close()
     return {s.key: (s.value, s.score, s.metadata) for s in found.changes}
 
@@ -227,6 +305,8 @@ def bars_of(seed: int, number: int, sorted_by: str) -> list[Bar]:
     lives=st.lists(st.integers(0, 60), max_size=8),
     workers=st.integers(1, 3),
     poll_bytes=st.sampled_from([1, 700, 100_000]),
+    changes=st.lists(st.sampled_from([RULES, OTHER_RULES]), max_size=8),
+    losses=st.lists(st.tuples(st.integers(0, PARTITIONS - 1), *[st.integers(0, 12)] * 2)),
 )
 def test_signals_are_a_function_of_the_latest_bars(
     seed: int,
@@ -236,8 +316,14 @@ def test_signals_are_a_function_of_the_latest_bars(
     lives: list[int],
     workers: int,
     poll_bytes: int,
+    changes: list[str],
+    losses: list[tuple[int, int, int]],
 ) -> None:
-    """Late and restated bars, restarts, crashes at any call, and several workers change nothing."""
+    """Late and restated bars, restarts, crashes at any call, and several workers change nothing.
+
+    Nor does a log that has lost records. Where rules have changed in between, each bar is held to
+    those of its time.
+    """
     bars = bars_of(seed, number, sorted_by)
 
     async def check() -> None:
@@ -245,15 +331,18 @@ def test_signals_are_a_function_of_the_latest_bars(
             world = World(Path(folder))
             await world.open()
             borders = sorted({0, *(min(cut, len(bars)) for cut in cuts), len(bars)})
-            dying = list(lives)
+            dying, rules, following = list(lives), RULES, list(changes)
             for begin, end in pairwise(borders):
                 await world.write(bars[begin:end])
                 some = [Life(dying.pop()) if dying else Life() for _ in range(workers)]
-                await world.infer(some, poll_bytes)
-            await world.infer([Life()])
-            await world.infer([Life()])
+                rules = following.pop() if following else rules
+                for partition, first, count in losses if await world.begun() else ():
+                    world.bus.cut(partition, first, first + count)
+                await world.infer(some, poll_bytes, rules)
+            await world.infer([Life()], rules=rules)
+            await world.infer([Life()], rules=rules)
             active, published = await world.active(), await world.published()
-            assert active == await expected(bars)
+            assert active == await expected(bars, await world.editions())
             assert published.keys() == active.keys()
             await world.store.close()
 

@@ -43,6 +43,7 @@ from market_data_pipeline.letters import (
     all_letters,
     letters_at,
 )
+from market_data_pipeline.signals.assembly import patient_evaluator
 from market_data_pipeline.windows.checkpoint import Counts
 from market_data_store.coordinator import WriteCoordinator
 
@@ -236,6 +237,7 @@ class _Replayer:
         self, settings: Settings, backends: Backends, flow: Flow, stop: asyncio.Event, done: _Done
     ) -> None:
         self._settings, self._backends, self._flow = settings, backends, flow
+        self._evaluator = patient_evaluator(settings)
         self._stop, self._done = stop, done
 
     async def run(self, wanted: LetterSelection, limit: int | None) -> None:
@@ -270,7 +272,7 @@ class _Replayer:
     async def _carry(self, replays: Replays, statement: Replay, letters: Sequence[Found]) -> None:
         """One lane, and the statement that it is through."""
         recording = LettersRecording(statement.log_id, letters)
-        summary = await self._flow.record(recording, self._stop)
+        summary = await self._flow.record(recording, self._stop, evaluator=self._evaluator)
         self._add(summary)
         counts = summary.counts
         if counts.open or counts.received < len(letters) or self._stop.is_set():

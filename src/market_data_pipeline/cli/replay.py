@@ -192,9 +192,12 @@ def _carry(
 ) -> None:
     from market_data_pipeline.audit import Job
     from market_data_pipeline.cli import _session
+    from market_data_pipeline.signals.assembly import patient_evaluator
+
+    evaluator = patient_evaluator(settings)
 
     async def work(flow: Flow, stop: asyncio.Event) -> Summary:
-        return await flow.record(recording, stop, factor)
+        return await flow.record(recording, stop, factor, evaluator)
 
     feed = asked.name or asked.provider or ""
     job = Job("replay", "backfill", feed, dataset, asked.symbols)

@@ -147,13 +147,14 @@ def infer(
     from market_data_pipeline.signals.assembly import evaluator_of
 
     settings = _settings(config, window)
-    evaluator = evaluator_of(settings, tuple(dict.fromkeys(adapter or ())))
+    kinds = tuple(dict.fromkeys(adapter or ()))
+    evaluator = evaluator_of(settings, kinds)
     if evaluator is None:
         msg = "no adapter is enabled; name one (--adapter rules) or enable it in the configuration"
         raise UsageError(msg)
 
     async def work(flow: Flow, stop: asyncio.Event) -> Signalled:
-        return await flow.infer(stop, evaluator)
+        return await flow.infer(stop, evaluator, kinds)
 
     done = _session.execute(settings, work, "infer", Job("infer", "live", rows="signals"))
     for name, value in _session.signal_lines(done).items():
@@ -181,7 +182,7 @@ def _recorded(settings: Settings, files: list[str], name: str | None, options: A
     from market_data_pipeline.audit import Job
     from market_data_pipeline.cli import _session
     from market_data_pipeline.providers.recording import open_recording
-    from market_data_pipeline.signals.assembly import evaluator_of
+    from market_data_pipeline.signals.assembly import patient_evaluator
 
     spec = window_spec(settings)
     recording = open_recording(
@@ -192,7 +193,7 @@ def _recorded(settings: Settings, files: list[str], name: str | None, options: A
         disorder_ns=spec.allow_late_ns + spec.revise_horizon_ns,
     )
 
-    evaluator = evaluator_of(settings)
+    evaluator = patient_evaluator(settings)
 
     async def work(flow: Flow, stop: asyncio.Event) -> Summary:
         return await flow.record(recording, stop, evaluator=evaluator)

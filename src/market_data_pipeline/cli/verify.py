@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from market_data_pipeline.archive.files import Archive
     from market_data_pipeline.verification import Report, Scope
 
-_DEADLINE_MS = 600_000
 """Nobody waits for the signals of a verification: a model may take its time."""
 
 
@@ -114,9 +113,9 @@ async def _verify_signals(settings: Settings, scope: Scope, strict: bool) -> Sig
     from market_data_pipeline._verify_signals import Reached, verify_signals
     from market_data_pipeline.backends import missing_store, open_backends
     from market_data_pipeline.positions import groups_of
-    from market_data_pipeline.signals.assembly import evaluator_of
+    from market_data_pipeline.signals.assembly import patient_evaluator
 
-    evaluator = evaluator_of(_unhurried(settings))
+    evaluator = patient_evaluator(settings)
     if evaluator is None:
         msg = "no adapter is enabled, so that there are no signals to compare with"
         raise MdpError(msg)
@@ -129,21 +128,6 @@ async def _verify_signals(settings: Settings, scope: Scope, strict: bool) -> Sig
         rows = await backends.store.status(groups_of(bus.group)["infer"], bus.bars_topic)
         reached = Reached(rows if info else (), info.partitions if info else 1)
         return await verify_signals(backends.store, evaluator, scope, windows, reached, strict)
-
-
-def _unhurried(settings: Settings) -> Settings:
-    """The settings with models that are waited for, instead of which nothing else answers."""
-    from market_data_core._config_inference import ModelAdapterSettings
-
-    inference = settings.inference
-    alone = {
-        kind: adapter.model_copy(update={"fallback": ""})
-        for kind, adapter in inference.adapters
-        if isinstance(adapter, ModelAdapterSettings)
-    }
-    adapters = inference.adapters.model_copy(update=alone)
-    patient = {"adapters": adapters, "deadline_ms": _DEADLINE_MS}
-    return settings.model_copy(update={"inference": inference.model_copy(update=patient)})
 
 
 def _read(report: Report) -> str:

@@ -20,9 +20,8 @@ AT_ONCE = 6
 and so many bars of a symbol are taken in at once."""
 _MARGIN = 2 * AT_ONCE
 """Bars kept beyond what a feature looks at: all of those taken in may come behind the others."""
-_AVAILABLE_MAX = 65_535
 _DERIVED = ("available", "log_return")
-_DTYPES: Mapping[str, Any] = {"ts": np.int64, "available": np.uint16}
+_DTYPES: Mapping[str, Any] = {"ts": np.int64, "available": np.int32}
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +40,8 @@ class Put:
 class History:
     """Rings of bars, one for each symbol of a provider and interval.
 
-    Memory: 26 bytes for each bar of the longest look-back in an ordinary configuration (time,
-    close, return, age of the session), and 8 for each further column as far as it is looked at.
+    Memory: 24 bytes for each bar of the longest look-back in an ordinary configuration (time,
+    close, return), and 8 for each further column as far as it is looked at.
 
     Args:
         interval_ns: the bars' length.
@@ -86,11 +85,6 @@ class History:
             self._count[self._codes[symbol]] = 0
             self._forgotten.add(symbol)
 
-    def newest(self, symbol: str) -> int:
-        """Start of the newest bar of a known symbol, UTC ns; the least number if there is none."""
-        code = np.array([self._codes[symbol]], np.intp)
-        return int(self._newest("ts", code)[0]) if self._count[code[0]] else np.iinfo(np.int64).min
-
     def load(self, symbols: Sequence[str], panel: Panel) -> None:
         """Begin rings of symbols with what was stored of them; of some that may be nothing."""
         self._grow([symbol for symbol in symbols if symbol not in self._codes])
@@ -123,7 +117,11 @@ class History:
             yield self._put(batch.take(part), codes[part], place[part] - begin)
 
     def _put(self, batch: BarBatch, codes: NDArray[np.intp], place: NDArray[Any]) -> Put:
+        bars: dict[str, NDArray[Any]]
         bars = {name: getattr(batch, name) for name in self._columns if name not in _DERIVED}
+        if "trade_count" in bars:  # a vendor's own bar may not tell
+            counts = bars["trade_count"]
+            bars["trade_count"] = np.where(counts < 0, np.nan, counts)
         touched = np.zeros(len(self._names), np.int64)
         old: list[tuple[str, int]] = []
         for turn in range(int(place.max()) + 1):
@@ -176,7 +174,7 @@ class History:
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             returns[known] = log(values["close"][known] / self._newest("close", codes[known]))
         before = self._newest("available", codes).astype(np.int64)
-        available = np.where(goes_on, np.minimum(before + 1, _AVAILABLE_MAX), 1)
+        available = np.where(goes_on, before + 1, 1)
         self._push(codes, {**values, "available": available, "log_return": returns})
 
     def _push(self, codes: NDArray[np.intp], values: Mapping[str, NDArray[Any]]) -> None:

@@ -5,9 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from functools import partial
+from pathlib import Path
 
 from market_data_core import registry
-from market_data_core._config_inference import AdapterSettings, ModelAdapterSettings
+from market_data_core._config_inference import (
+    AdapterSettings,
+    ModelAdapterSettings,
+    RulesAdapterSettings,
+)
 from market_data_core.config import BAR_COLUMNS, Settings
 from market_data_core.contracts.feature import Feature
 from market_data_core.contracts.inference import Adapter
@@ -22,22 +27,28 @@ from market_data_pipeline.inference.adapters.rules import RulesAdapter
 from market_data_pipeline.inference.guard import guard, load_fallback
 from market_data_pipeline.patience import patient
 from market_data_pipeline.signals.checkpoint import GROUP_SUFFIX
+from market_data_pipeline.signals.editions import Editions
 from market_data_pipeline.signals.evaluator import Evaluator, Guard, Unguarded
 from market_data_pipeline.signals.lane import LaneSignals
+from market_data_pipeline.signals.renewal import Renewal
 from market_data_pipeline.signals.settings import Signalled, SignalsSettings
 from market_data_pipeline.signals.worker import SignalWorker
 from market_data_store.sinks.groups import CoordinatedCommits
 
 _POLL_BYTES = 4 << 20
 _COORDINATOR = _COMPONENT = "inference"
+_DEADLINE_MS = 600_000
 
 
-def evaluator_of(settings: Settings, kinds: tuple[str, ...] = ()) -> Evaluator | None:
+def evaluator_of(
+    settings: Settings, kinds: tuple[str, ...] = (), rules: str | None = None
+) -> Evaluator | None:
     """What evaluates bars by the configuration.
 
     Args:
         settings: the configuration.
         kinds: adapters to use, whether enabled or not; none: those that are enabled.
+        rules: a text of rules instead of that of their file.
 
     Returns:
         None if no adapter is to be used.
@@ -47,7 +58,7 @@ def evaluator_of(settings: Settings, kinds: tuple[str, ...] = ()) -> Evaluator |
         UsageError: there is no such adapter, or its driver is not installed.
     """
     chosen = kinds or enabled_adapters(settings)
-    guards = [_guard(settings, kind) for kind in chosen]
+    guards = [_guard(settings, kind, rules) for kind in chosen]
     if not guards:
         return None
     first: dict[str, str] = {}
@@ -61,14 +72,38 @@ def evaluator_of(settings: Settings, kinds: tuple[str, ...] = ()) -> Evaluator |
                 raise ConfigError(msg)
     features = partial(catalog, settings.features)
     words = settings.features.model_dump_json()
-    evaluator = Evaluator(features, guards, settings.features.session_gap_ns, words)
+    text = "".join(one.text for one in guards if isinstance(one, Unguarded))
+    evaluator = Evaluator(features, guards, settings.features.session_gap_ns, words, text)
     for length_ns in settings.micro_batch.windows_ns:
         evaluator.needs(length_ns)  # what is wrong with features is told at the start
     return evaluator
 
 
-async def live_signals(parts: Assembly, evaluator: Evaluator) -> SignalWorker:
-    """A worker on the live topic of bars.
+def patient_evaluator(settings: Settings) -> Evaluator | None:
+    """As :func:`evaluator_of`, with models that are waited for: nothing else answers for them.
+
+    For what is not live: there every bar is to have its answer, and time to wait for it.
+    """
+    inference = settings.inference
+    alone = {
+        kind: adapter.model_copy(update={"fallback": ""})
+        for kind, adapter in inference.adapters
+        if isinstance(adapter, ModelAdapterSettings)
+    }
+    adapters = inference.adapters.model_copy(update=alone)
+    waiting = inference.model_copy(update={"adapters": adapters, "deadline_ms": _DEADLINE_MS})
+    return evaluator_of(settings.model_copy(update={"inference": waiting}))
+
+
+async def live_signals(
+    parts: Assembly, evaluator: Evaluator, kinds: tuple[str, ...] = ()
+) -> SignalWorker:
+    """A worker on the live topic of bars, which follows changes of rules and models.
+
+    Args:
+        parts: what to work with.
+        evaluator: what is computed.
+        kinds: as they were given to :func:`evaluator_of`.
 
     Raises:
         UsageError: the topic of signals has another number of partitions than that of bars.
@@ -87,7 +122,17 @@ async def live_signals(parts: Assembly, evaluator: Evaluator) -> SignalWorker:
         horizon_ns=batch.revise_horizon_ms * NS_PER_MS,
     )
     commits = CoordinatedCommits(parts.store, _COORDINATOR)
-    worker = SignalWorker(parts.bus, parts.store, commits, info, settings, evaluator, parts.clock)
+
+    def built(rules: str | None = None) -> Evaluator:
+        made = evaluator_of(parts.settings, kinds, rules)
+        assert made is not None  # noqa: S101  (there was one from the same adapters)
+        return made
+
+    editions = Editions(evaluator, built)
+    renewal = Renewal(_files(parts.settings, kinds), built, evaluator.version)
+    worker = SignalWorker(
+        parts.bus, parts.store, commits, info, settings, editions, parts.clock, renewal
+    )
     parts.progress.signalled = worker.done
     return worker
 
@@ -118,18 +163,31 @@ async def signal_lane(
         return await lane_signals.run(claim, stop)
 
 
+def _files(settings: Settings, kinds: tuple[str, ...]) -> list[Path]:
+    """The files of rules and models that are used."""
+    adapters = settings.inference.adapters.by_name()
+    chosen = [adapters[kind] for kind in kinds or enabled_adapters(settings) if kind in adapters]
+    rules = [given.file for given in chosen if isinstance(given, RulesAdapterSettings)]
+    models = [given for given in chosen if isinstance(given, ModelAdapterSettings)]
+    paths = [path for given in models for path in (given.model_path, given.fallback) if path]
+    return [*rules, *map(Path, paths)]
+
+
 def enabled_adapters(settings: Settings) -> tuple[str, ...]:
     """The kinds of adapters that the configuration enables."""
     adapters = settings.inference.adapters.by_name()
     return tuple(kind for kind, given in adapters.items() if given.enabled)
 
 
-def _guard(settings: Settings, kind: str) -> Guard:
+def _guard(settings: Settings, kind: str, rules: str | None) -> Guard:
     backend = registry.backend("inference", kind)
     model = backend.settings or AdapterSettings
     given = settings.inference.adapters.by_name().get(kind) or model()
     windows = [format_interval(length) for length in settings.micro_batch.windows_ns]
     known = known_columns(settings)
+    if rules is not None and isinstance(given, RulesAdapterSettings):
+        source = f"earlier rules of {given.file}"
+        return Unguarded(RulesAdapter.of_text(rules, source, known, windows[0], windows))
     adapter: Adapter = backend.create(given, known, windows[0], windows)
     if isinstance(adapter, RulesAdapter):
         return Unguarded(adapter)

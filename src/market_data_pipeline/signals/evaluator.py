@@ -12,13 +12,14 @@ from typing import Protocol
 import numpy as np
 
 from market_data_core.contracts.feature import Feature, Floats
-from market_data_core.contracts.inference import Adapter, Firing
+from market_data_core.contracts.inference import Firing
 from market_data_core.errors import ModelError
 from market_data_core.events import format_ts
 from market_data_core.intervals import format_interval
 from market_data_core.signals import Signal
 from market_data_pipeline import metrics
 from market_data_pipeline.features.selection import Selection
+from market_data_pipeline.inference.adapters.rules import RulesAdapter
 from market_data_pipeline.signals.rows import Needs, SelectedRows
 
 _VERSION_CHARS = 12
@@ -55,11 +56,16 @@ class Guard(Protocol):
         """
         ...
 
+    def close(self) -> None:
+        """Release everything."""
+        ...
+
 
 class Unguarded:
-    """An adapter that needs no deadline: rules, whose cost is known."""
+    """Rules, which need no deadline: their cost is known."""
 
-    def __init__(self, adapter: Adapter) -> None:
+    def __init__(self, adapter: RulesAdapter) -> None:
+        self.text = adapter.text
         self.name, self.version, self.names = adapter.name, adapter.version, adapter.names
         self.cooldown_ns, self.columns = adapter.cooldown_ns, adapter.columns
         self._adapter = adapter
@@ -67,6 +73,9 @@ class Unguarded:
     async def evaluate(self, rows: SelectedRows) -> Sequence[Firing]:
         """What holds for the rows."""
         return await asyncio.to_thread(self._adapter.evaluate, rows)
+
+    def close(self) -> None:
+        """Nothing is held."""
 
 
 @dataclass(slots=True)
@@ -93,9 +102,11 @@ class Evaluator:
         session_gap_ns: a hole at least this long begins a new session; 0: never.
         settings: the features' settings, as a text: with the adapters' versions, what tells
             whether bars have to be evaluated again.
+        text: of the rules.
 
     Attributes:
         version: SHA-256 of all that signals depend on but bars, in hex.
+        text: of the rules, "" if there are none.
         guards: rules and models.
     """
 
@@ -105,11 +116,27 @@ class Evaluator:
         guards: Sequence[Guard],
         session_gap_ns: int,
         settings: str,
+        text: str = "",
     ) -> None:
         words = (settings, *(f"{guard.name} {guard.version}" for guard in guards))
         self.version = sha256("\n".join(words).encode()).hexdigest()
         self._catalog, self.guards, self.session_gap_ns = catalog, tuple(guards), session_gap_ns
         self._needs: dict[int, Needs | None] = {}
+        self.text = text
+
+    def close(self) -> None:
+        """Release rules and models."""
+        for guard in self.guards:
+            guard.close()
+
+    def reach(self, interval_ns: int) -> int:
+        """How many bars, at most, look at a bar, its own among them; 0 if nothing does."""
+        needs = self.needs(interval_ns)
+        return needs.reach if needs else 0
+
+    def parts(self, selection: Selection) -> list[tuple[Evaluator, Selection]]:
+        """All bars are evaluated by itself."""
+        return [(self, selection)]
 
     def needs(self, interval_ns: int) -> Needs | None:
         """What has to be kept of bars of an interval; None if nothing looks at them."""
@@ -142,6 +169,7 @@ class Evaluator:
             part = np.arange(at, min(at + _ROWS_AT_ONCE, len(selection)), dtype=np.intp)
             await self._evaluate(SelectedRows(provider, selection.take(part), needs), found)
         found.names -= found.unanswered
+        found.signals = [one for one in found.signals if one[0].name not in found.unanswered]
         return found
 
     async def _evaluate(self, rows: SelectedRows, found: Found) -> None:

@@ -11,6 +11,7 @@ import msgspec
 from market_data_core.bars import MAGIC, BarBatch
 from market_data_core.contracts.bus import Bus
 from market_data_core.contracts.store import Claim, Commits, Store
+from market_data_core.errors import ModelError
 from market_data_core.intervals import parse_interval
 from market_data_core.records import Record, TopicInfo
 from market_data_core.signals import Signal
@@ -21,15 +22,14 @@ from market_data_pipeline.signals.checkpoint import (
     SignalsGroup,
     decode_signals_checkpoint,
 )
+from market_data_pipeline.signals.editions import ALWAYS
 from market_data_pipeline.signals.evaluator import Evaluator
 from market_data_pipeline.signals.observe import SignalsObserver
-from market_data_pipeline.signals.ranges import revise_range
+from market_data_pipeline.signals.ranges import blocks, revise_range
 from market_data_pipeline.signals.settings import Signalled
 from market_data_pipeline.windows.writer import GroupWriter
 
 _POLL_BYTES = 4 << 20
-_BARS_AT_ONCE = 400_000
-_ALWAYS = -(2**62)
 _Spans = dict[tuple[str, str], dict[str, tuple[int, int]]]
 """Provider and interval -> symbol -> starts of the first and last bar, UTC ns."""
 
@@ -70,6 +70,7 @@ class LaneSignals:
 
         Raises:
             FencedError: another process has taken over.
+            ModelError: a model did not answer for some of the bars; what others said is stored.
         """
         known = decode_signals_checkpoint(claim.checkpoint) if claim.checkpoint else None
         left = await patient(
@@ -78,13 +79,14 @@ class LaneSignals:
         async with self._commits:
             await self._writer.publish(left)
             spans, end = await self._told()
-            edition = Edition(_ALWAYS, self._evaluator.version)
+            edition = Edition(ALWAYS, self._evaluator.version)
             ended = SignalsCheckpoint(log_id=self._bars.log_id, position=end, editions=[edition])
             same = known and (known.log_id, known.position) == (ended.log_id, ended.position)
             if same and known and known.editions == ended.editions:
                 await self._writer.tidy()
                 return self.done
             begun = msgspec.structs.replace(ended, position=-1)
+            unanswered: set[str] = set()
             for (provider, interval), block in _blocks(spans):
                 if stop.is_set():
                     return self.done
@@ -94,7 +96,12 @@ class LaneSignals:
                     )
                 )
                 self.done.bars += revised.bars
+                unanswered |= revised.unanswered
                 claim = await self._commit(claim, begun, revised.changes)
+            if unanswered:
+                names = ", ".join(sorted(unanswered))
+                msg = f"no answer for some bars of the recording: {names}; run it again"
+                raise ModelError(reason="unanswered", message=msg)
             await self._commit(claim, ended, [])
             await self._writer.tidy()
         return self.done
@@ -137,20 +144,12 @@ class LaneSignals:
 
 def _widen(spans: _Spans, batch: BarBatch) -> None:
     known = spans.setdefault((batch.provider, batch.interval), {})
-    for symbol, first in batch.first_starts().items():
-        low, high = known.get(symbol, (first, first))
-        known[symbol] = min(low, first), max(high, int(batch.ts.max()))
+    for symbol, (first, last) in batch.spans().items():
+        low, high = known.get(symbol, (first, last))
+        known[symbol] = min(low, first), max(high, last)
 
 
 def _blocks(spans: _Spans) -> Iterator[tuple[tuple[str, str], dict[str, tuple[int, int]]]]:
-    """The spans in parts that fit into memory."""
     for key, symbols in sorted(spans.items()):
-        length_ns, block, bars = parse_interval(key[1]), dict[str, tuple[int, int]](), 0
-        for symbol, (first, last) in sorted(symbols.items()):
-            block[symbol] = first, last
-            bars += (last - first) // length_ns + 1
-            if bars >= _BARS_AT_ONCE:
-                yield key, block
-                block, bars = {}, 0
-        if block:
+        for block in blocks(symbols, parse_interval(key[1])):
             yield key, block

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
@@ -16,6 +17,9 @@ from market_data_pipeline.signals.reading import Reader
 from market_data_pipeline.signals.told import Told
 
 _FURTHER = 4
+_BARS_OF_A_SYMBOL, _BARS_AT_ONCE = 100_000, 400_000
+"""Bars of one symbol, and of all, that are read at once; those around them not counted."""
+_NOTHING = 2**62, -(2**62)
 Spans = Mapping[str, tuple[int, int]]
 """Symbol -> starts of the first and the last of its bars that are new or changed, UTC ns."""
 
@@ -27,41 +31,94 @@ class Revised:
     Attributes:
         changes: signals to write: new ones, others than those stored, and retractions.
         bars: how many bars were looked at.
+        unanswered: names of signals whose rules or model did not answer for some of them.
     """
 
     changes: list[Signal]
     bars: int
+    unanswered: frozenset[str] = frozenset()
+
+
+def blocks(spans: Spans, interval_ns: int) -> Iterator[dict[str, tuple[int, int]]]:
+    """The spans in parts that fit into memory, one after the other in time for each symbol.
+
+    What is found for one part has to be written before the next one is worked out.
+    """
+    length_ns = _BARS_OF_A_SYMBOL * interval_ns
+    cells: dict[int, dict[str, tuple[int, int]]] = {}
+    for symbol, (first, last) in sorted(spans.items()):
+        for cell in range(first // length_ns, last // length_ns + 1):
+            begin, end = cell * length_ns, (cell + 1) * length_ns - 1
+            cells.setdefault(cell, {})[symbol] = max(first, begin), min(last, end)
+    for _, cell_spans in sorted(cells.items()):
+        block: dict[str, tuple[int, int]] = {}
+        low, high = _NOTHING
+        for symbol, (first, last) in cell_spans.items():
+            wide = max(high, last) - min(low, first)
+            if block and (wide // interval_ns + 1) * (len(block) + 1) > _BARS_AT_ONCE:
+                yield block
+                block, (low, high) = {}, _NOTHING
+            block[symbol] = first, last
+            low, high = min(low, first), max(high, last)
+        yield block
+
+
+class Evaluators(Protocol):
+    """Who evaluates which bars.
+
+    Attributes:
+        session_gap_ns: a hole at least this long begins a new session; 0: never.
+    """
+
+    session_gap_ns: int
+
+    @property
+    def cooldown_ns(self) -> int:
+        """The longest cooldown of any rule or model."""
+        ...
+
+    def reach(self, interval_ns: int) -> int:
+        """How many bars, at most, look at a bar, its own among them; 0 if nothing does."""
+        ...
+
+    def parts(self, selection: Selection) -> Iterable[tuple[Evaluator, Selection]]:
+        """The bars by who evaluates them, the earliest first."""
+        ...
 
 
 async def revise_range(
-    store: Tables, evaluator: Evaluator, provider: str, interval_ns: int, spans: Spans
+    store: Tables, evaluators: Evaluators, provider: str, interval_ns: int, spans: Spans
 ) -> Revised:
     """Evaluate bars and all that depend on them, and compare with the signals stored.
 
     Args:
         store: what is read.
-        evaluator: what is computed.
+        evaluators: what is computed.
         provider: the feed's name.
         interval_ns: the bars' length.
         spans: the bars.
     """
-    needs = evaluator.needs(interval_ns)
-    if needs is None or not spans:
+    reach = evaluators.reach(interval_ns)
+    if not reach or not spans:
         return Revised([], 0)
-    reader = Reader(store, provider, interval_ns, evaluator.session_gap_ns)
-    behind = needs.reach
+    reader = Reader(store, provider, interval_ns, evaluators.session_gap_ns)
+    behind, hold_off_ns = reach, evaluators.cooldown_ns
     while True:
-        panel = await reader.around(spans, before=needs.reach, behind=behind)
+        panel = await reader.around(spans, before=reach, behind=behind)
         selection = affected(panel, spans, behind)
-        found = await evaluator.evaluate(provider, selection)
-        covered = covered_by(selection)
-        hold_off_ns = evaluator.cooldown_ns
-        known = {symbol: (first - hold_off_ns, last) for symbol, (first, last) in covered.items()}
-        told = Told(kept=None)
-        told.remember(await reader.signals(known, found.names))
-        changes = told.revise(found.signals, covered, found.names)
-        if not hold_off_ns or not _goes_on(selection, panel, told.moved):
-            return Revised(changes, len(selection))
+        told, changes, moved = Told(kept=None), list[Signal](), set[str]()
+        unanswered: set[str] = set()
+        for evaluator, part in evaluators.parts(selection):
+            found = await evaluator.evaluate(provider, part)
+            covered = covered_by(part)
+            known = {s: (first - hold_off_ns, last) for s, (first, last) in covered.items()}
+            begins = {symbol: first for symbol, (first, _) in covered.items()}
+            told.learn(await reader.signals(known, found.names), since=begins)
+            changes += told.revise(found.signals, covered, found.names)
+            moved |= told.moved
+            unanswered |= found.unanswered
+        if not hold_off_ns or not _goes_on(selection, panel, moved):
+            return Revised(changes, len(selection), frozenset(unanswered))
         behind *= _FURTHER  # another signal holds off what follows, and so on until both agree
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from operator import itemgetter
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -35,14 +36,18 @@ class Reader:
         """The newest `bars` bars of each symbol that begin before its time (UTC ns)."""
         import polars as pl
 
-        last, first = max(ends.values()), min(ends.values())
-        most = bars + (last - first) // self._interval_ns
-        frame = await self._bars(list(ends), end=last, last=most)
-        if first < last:
-            border = pl.DataFrame({"symbol": list(ends), "end": list(ends.values())})
-            frame = frame.join(border, on="symbol", maintain_order="left")
-            frame = frame.filter(pl.col("ts").to_physical() < pl.col("end"))
-        return self._panel(frame)
+        frames = []
+        for group in _together(ends, bars * self._interval_ns):
+            last, first = max(group.values()), min(group.values())
+            most = bars + (last - first) // self._interval_ns
+            frame = await self._bars(list(group), end=last, last=most)
+            if first < last:
+                border = pl.DataFrame({"symbol": list(group), "end": list(group.values())})
+                frame = frame.join(border, on="symbol", maintain_order="left")
+                frame = frame.filter(pl.col("ts").to_physical() < pl.col("end")).drop("end")
+            frames.append(frame)
+        found = pl.concat(frames)
+        return self._panel(found.sort("symbol", "ts") if len(frames) > 1 else found)
 
     async def around(self, spans: Mapping[str, tuple[int, int]], before: int, behind: int) -> Panel:
         """Bars of each symbol that begin in its span, [from, to] in UTC ns, and some around them.
@@ -121,6 +126,17 @@ class Reader:
 
     def _panel(self, frame: pl.DataFrame) -> Panel:
         return Panel(self._interval_ns, frame, self._session_gap_ns)
+
+
+def _together(ends: Mapping[str, int], spread_ns: int) -> Iterator[dict[str, int]]:
+    """Symbols whose times lie within `spread_ns` of each other."""
+    group: dict[str, int] = {}
+    for symbol, end in sorted(ends.items(), key=itemgetter(1)):
+        if group and end - next(iter(group.values())) > spread_ns:
+            yield group
+            group = {}
+        group[symbol] = end
+    yield group
 
 
 def signals_of(frame: pl.DataFrame) -> Iterator[Signal]:

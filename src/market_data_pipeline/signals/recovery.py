@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import aclosing
 from typing import NamedTuple
 
 import msgspec
@@ -11,6 +12,7 @@ from market_data_core.contracts.store import Tables
 from market_data_core.records import TopicInfo
 from market_data_core.tables import BARS, Select
 from market_data_pipeline.signals.checkpoint import SignalsCheckpoint
+from market_data_pipeline.signals.part import Key
 
 
 class Beginning(NamedTuple):
@@ -45,14 +47,18 @@ async def beginning(
     return Beginning(renewed, cause)
 
 
-async def lost_spans(
-    store: Tables, provider: str, interval: str, since: int
-) -> dict[str, tuple[int, int]]:
-    """Symbol -> starts of the first and last bar stored since a time, UTC ns."""
+async def lost_spans(store: Tables, since: int) -> dict[Key, dict[str, tuple[int, int]]]:
+    """Provider and interval -> symbol -> starts of its first and last bar since a time, UTC ns."""
     import polars as pl
 
-    where = {"provider": [provider], "interval": [interval]}
-    frame = await store.select(Select(BARS, where, start=since))
+    found: dict[Key, dict[str, tuple[int, int]]] = {}
     ts = pl.col("ts").to_physical()
-    spans = frame.group_by("symbol").agg(ts.min().alias("first"), ts.max().alias("last"))
-    return {symbol: (first, last) for symbol, first, last in spans.iter_rows()}
+    async with aclosing(store.scan(Select(BARS, start=since))) as frames:
+        async for frame in frames:
+            by = frame.group_by("provider", "interval", "symbol")
+            spans = by.agg(ts.min().alias("first"), ts.max().alias("last"))
+            for provider, interval, symbol, first, last in spans.iter_rows():
+                known = found.setdefault((provider, interval), {})
+                low, high = known.get(symbol, (first, last))
+                known[symbol] = min(low, first), max(high, last)
+    return found

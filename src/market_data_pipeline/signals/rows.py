@@ -94,14 +94,17 @@ class SelectedRows:
     def _compute(self, back: int, columns: Iterable[str]) -> None:
         selection, known = self._selection.before(back)
         features: dict[str, Feature] = {}
+        made: dict[str, Floats] = {}
         for name in columns:
             if name in self._needs.features:
                 features[name] = self._needs.features[name]
-                self._values[name, back] = np.full(len(self), np.nan)
+                made[name] = np.full(len(self), np.nan)
             else:
                 stored = selection.stored(_STORED.get(name, name))
-                self._values[name, back] = np.where(known, stored, np.nan)
+                made[name] = np.where(known, stored, np.nan)
         for place, bars in selection.chunks(self._needs.depths) if features else ():
             for name, feature in features.items():
                 values = feature.compute(bars)[: place.stop - place.start]
-                self._values[name, back][place] = np.where(known[place], values, np.nan)
+                made[name][place] = np.where(known[place], values, np.nan)
+        for name, values in made.items():  # whole, since several threads may look
+            self._values[name, back] = values

@@ -13,6 +13,7 @@ from market_data_core.contracts.store import Tables
 from market_data_core.intervals import parse_interval
 from market_data_core.signals import Signal
 from market_data_pipeline.features.history import History
+from market_data_pipeline.features.selection import Selection
 from market_data_pipeline.signals.evaluator import Evaluator
 from market_data_pipeline.signals.ranges import covered_by
 from market_data_pipeline.signals.reading import Reader
@@ -20,6 +21,19 @@ from market_data_pipeline.signals.rows import Needs
 from market_data_pipeline.signals.told import Told
 
 _FOREVER = 2**62
+
+
+@dataclass(frozen=True, slots=True)
+class Since:
+    """From when on the present rules and models are those that evaluate bars.
+
+    Attributes:
+        latest: for all symbols: bars that end after this, UTC ns.
+        of: for one symbol.
+    """
+
+    latest: Callable[[], int]
+    of: Callable[[str], int]
 
 
 @dataclass(slots=True)
@@ -51,26 +65,38 @@ class BarStream:
         needs: what it needs of these bars.
         provider: the feed's name.
         interval: canonical spelling.
+        since: from when on the evaluator is for the bars.
     """
 
     def __init__(
-        self, store: Tables, evaluator: Evaluator, needs: Needs, provider: str, interval: str
+        self,
+        store: Tables,
+        evaluator: Evaluator,
+        needs: Needs,
+        provider: str,
+        interval: str,
+        since: Since,
     ) -> None:
         self.provider, self.interval_ns = provider, parse_interval(interval)
         self._evaluator = evaluator
         gap_ns = evaluator.session_gap_ns
         self._reader = Reader(store, provider, self.interval_ns, gap_ns)
         self._history = History(self.interval_ns, needs.depths, gap_ns)
-        self._told = Told()
+        self._told, self._since = Told(), since
         self._versions: dict[str, int] = {}
 
     @classmethod
     def of(
-        cls, store: Tables, evaluator: Evaluator, provider: str, interval: str
+        cls,
+        store: Tables,
+        evaluator: Evaluator,
+        provider: str,
+        interval: str,
+        since: Since,
     ) -> BarStream | None:
         """A new one; None if nothing looks at bars of that interval."""
         needs = evaluator.needs(parse_interval(interval))
-        return cls(store, evaluator, needs, provider, interval) if needs else None
+        return cls(store, evaluator, needs, provider, interval, since) if needs else None
 
     def forget(self, symbols: Iterable[str]) -> None:
         """Drop what is known of symbols; when they come again it is read from the store."""
@@ -80,18 +106,23 @@ class BarStream:
         for symbol in symbols:
             self._versions.pop(symbol, None)
 
-    async def _look_up(self, ends: Mapping[str, int]) -> None:
-        """Read what is stored of symbols that are not known: bars before `ends`, and signals."""
+    async def _look_up(self, ends: Mapping[str, int]) -> list[str]:
+        """Read what is stored of symbols that are not known: bars before `ends`, and signals.
+
+        Returns:
+            Those symbols.
+        """
         unknown = self._history.unknown(ends)
         if not unknown:
-            return
+            return unknown
         panel = await self._reader.before({s: ends[s] for s in unknown}, self._history.bars_max)
         hold_off_ns = self._evaluator.cooldown_ns
         first = panel.first_starts()
         spans = {s: (first.get(s, ends[s]) - hold_off_ns, _FOREVER) for s in unknown}
         told = await self._reader.signals(spans, self._evaluator.names)
         self._history.load(unknown, panel)
-        self._told.remember(told)
+        self._told.learn(told)
+        return unknown
 
     async def take(
         self, batches: Sequence[tuple[BarBatch, int]], known_until: Callable[[str], int]
@@ -114,16 +145,43 @@ class BarStream:
         if not fresh:
             return outcome
         batch = BarBatch.concat(fresh)
-        starts = batch.first_starts()
-        await self._look_up({s: max(start, known_until(s) + 1) for s, start in starts.items()})
-        for put in self._history.put(batch):
-            found = await self._evaluator.evaluate(self.provider, put.selection)
-            covered = covered_by(put.selection)
+        spans = batch.spans()
+        loaded = await self._look_up(
+            {s: max(first, known_until(s) + 1) for s, (first, _) in spans.items()}
+        )
+        batch = self._less_known(batch, {s: known_until(s) for s in loaded}, outcome)
+        for put in self._history.put(batch) if len(batch) else ():
+            selection = self._of_its_time(put.selection, outcome)
+            found = await self._evaluator.evaluate(self.provider, selection)
+            covered = covered_by(selection)
             outcome.changes += self._told.revise(found.signals, covered, found.names)
-            outcome.bars += len(put.selection)
+            outcome.bars += len(selection)
             for symbol, start in put.old:
                 outcome.add_old(symbol, start)
         return outcome
+
+    def _less_known(self, batch: BarBatch, until: Mapping[str, int], outcome: Outcome) -> BarBatch:
+        """Without bars that were just read from the store: the store knows their latest version."""
+        if not until:
+            return batch
+        border = np.array([until.get(s, -_FOREVER) for s in batch.symbols])
+        known = batch.ts <= border[batch.codes]
+        for row in np.flatnonzero(known).tolist():
+            outcome.add_old(batch.symbols[batch.codes[row]], int(batch.ts[row]))
+        return batch.take(~known) if known.any() else batch
+
+    def _of_its_time(self, selection: Selection, outcome: Outcome) -> Selection:
+        """The bars that the evaluator is for; those of the time of an earlier one are old."""
+        starts = selection.starts
+        if not len(selection) or int(starts.min()) + self.interval_ns > self._since.latest():
+            return selection
+        after = np.array([self._since.of(symbol) for symbol in selection.symbols])
+        its = starts + self.interval_ns > after[selection.codes]
+        if its.all():
+            return selection
+        for row in np.flatnonzero(~its).tolist():
+            outcome.add_old(selection.symbols[selection.codes[row]], int(starts[row]))
+        return selection.take(np.flatnonzero(its))
 
     def _sorted_out(self, batch: BarBatch, version: int) -> tuple[BarBatch, NDArray[np.intp]]:
         """The bars that are the latest version, and the rows of those that may not be.

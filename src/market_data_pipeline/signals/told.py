@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import msgspec
 
@@ -29,24 +29,33 @@ class Told:
     def __init__(self, kept: int | None = KEPT) -> None:
         self._kept = kept
         self.moved: set[str] = set()
-        self._active: dict[tuple[str, str], list[Signal]] = {}
+        self._active: dict[str, dict[str, list[Signal]]] = {}
 
-    def remember(self, signals: Iterable[Signal]) -> None:
-        """Take over what was given, in order of time within a symbol and name."""
+    def learn(self, signals: Iterable[Signal], since: Mapping[str, int] | None = None) -> None:
+        """Take over what is stored, in order of time within a symbol and name.
+
+        Args:
+            signals: in that order.
+            since: symbol -> from when on (UTC ns) a name is read that is known already: what was
+                before has been revised since.
+        """
+        before = {(symbol, name) for symbol, names in self._active.items() for name in names}
         for signal in signals:
-            if signal.state == "active":
-                self._active.setdefault((signal.symbol, signal.name), []).append(signal)
+            key = signal.symbol, signal.name
+            known = key in before and since is not None and signal.ts < since[signal.symbol]
+            if signal.state == "active" and not known:
+                self._active.setdefault(key[0], {}).setdefault(key[1], []).append(signal)
 
     def forget(self, symbols: Iterable[str]) -> None:
         """Drop what is known of symbols; it will be read again."""
-        gone = set(symbols)
-        self._active = {key: kept for key, kept in self._active.items() if key[0] not in gone}
+        for symbol in symbols:
+            self._active.pop(symbol, None)
 
     def revise(
         self,
         found: Sequence[tuple[Signal, int]],
         covered: Mapping[str, tuple[int, int]],
-        names: Iterable[str],
+        names: Collection[str],
     ) -> list[Signal]:
         """What changes by what was found: signals that are new or differ, and retractions.
 
@@ -64,18 +73,21 @@ class Told:
             holds.setdefault((signal.symbol, signal.name), []).append((signal, cooldown_ns))
         changes: list[Signal] = []
         self.moved = set()
-        known = {(symbol, name) for symbol in covered for name in names} & self._active.keys()
-        for key in known | holds.keys():
-            changes += self._revise(key, holds.get(key, ()), covered[key[0]])
+        for symbol in covered.keys() & self._active.keys():
+            for name in self._active[symbol].keys() & names:
+                holds.setdefault((symbol, name), [])
+        for (symbol, name), some in holds.items():
+            changes += self._revise(symbol, name, some, covered[symbol])
         return sorted(changes, key=lambda signal: (signal.symbol, signal.ts, signal.name))
 
     def _revise(
         self,
-        key: tuple[str, str],
+        symbol: str,
+        name: str,
         found: Sequence[tuple[Signal, int]],
         covered: tuple[int, int],
     ) -> list[Signal]:
-        active = self._active.get(key, [])
+        active = self._active.setdefault(symbol, {}).get(name, [])
         first = bisect_left(active, covered[0], key=_time)
         end = bisect_left(active, covered[1] + 1, key=_time)
         before, later = active[:first], active[end:]
@@ -93,9 +105,10 @@ class Told:
             if ts not in stays
         ]
         if (now[-1].ts if now else None) != max(was, default=None):
-            self.moved.add(key[0])
-        kept = [*before, *now, *later]
-        self._active[key] = kept[-self._kept :] if self._kept else kept
+            self.moved.add(symbol)
+        # what is later was told by whoever has read further; it will be revised in its turn
+        past = [*before, *now]
+        self._active[symbol][name] = (past[-self._kept :] if self._kept else past) + later
         return gone + [signal for signal in now if was.get(signal.ts) != signal]
 
 

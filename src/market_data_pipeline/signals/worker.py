@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import msgspec
 import structlog
@@ -20,7 +20,13 @@ from market_data_core.bars import MAGIC, BarBatch
 from market_data_core.clock import Clock
 from market_data_core.contracts.bus import Bus
 from market_data_core.contracts.store import Claim, Commits, Store
-from market_data_core.errors import FencedError, LogLostError, RejectedError, TransientError
+from market_data_core.errors import (
+    FencedError,
+    LogHoleError,
+    LogLostError,
+    RejectedError,
+    TransientError,
+)
 from market_data_core.intervals import parse_interval
 from market_data_core.partitioning import partition_of
 from market_data_core.records import Place, Record, TopicInfo
@@ -28,17 +34,18 @@ from market_data_core.signals import Signal
 from market_data_pipeline.ownership import Ownership
 from market_data_pipeline.patience import patient
 from market_data_pipeline.signals.checkpoint import (
-    Series,
+    Edition,
     SignalsCheckpoint,
-    SignalsGroup,
     decode_signals_checkpoint,
 )
+from market_data_pipeline.signals.editions import ALWAYS, Editions, EditionsOf
 from market_data_pipeline.signals.evaluator import Evaluator
 from market_data_pipeline.signals.observe import SignalsObserver
-from market_data_pipeline.signals.ranges import Spans, revise_range
-from market_data_pipeline.signals.recovery import Beginning, beginning, lost_spans
+from market_data_pipeline.signals.part import Key, Part
+from market_data_pipeline.signals.ranges import Spans, blocks, revise_range
+from market_data_pipeline.signals.recovery import beginning, lost_spans
 from market_data_pipeline.signals.settings import Signalled, SignalsSettings
-from market_data_pipeline.signals.stream import BarStream
+from market_data_pipeline.signals.stream import BarStream, Since
 from market_data_pipeline.windows.writer import GroupWriter
 
 log = structlog.get_logger("inference")
@@ -47,29 +54,6 @@ _NEVER = -(2**62)
 """Before all times, UTC ns."""
 _TICK_S = 0.02
 _WAIT_S = 0.25
-_Key = tuple[str, str]
-"""Provider and interval."""
-
-
-@dataclass(slots=True)
-class _Part:
-    """An owned partition.
-
-    Attributes:
-        position: from where to read on.
-        checksum: of the record before.
-        reached: start of the newest bar that was evaluated, by provider and interval.
-        changes: signals that wait to be written.
-        dirty: whether there is something to commit.
-    """
-
-    claim: Claim
-    checkpoint: SignalsCheckpoint
-    position: int
-    checksum: int
-    reached: dict[_Key, int]
-    changes: list[Signal] = field(default_factory=list)
-    dirty: bool = False
 
 
 class SignalWorker:
@@ -81,8 +65,10 @@ class SignalWorker:
         commits: where groups are given.
         info: the topic of bars.
         settings: how the worker behaves.
-        evaluator: what is computed.
+        editions: what is computed.
         clock: wall-clock time.
+        renewed: looked at a few times a second: what is computed from now on, None if it is as
+            before.
 
     Attributes:
         done: what was done so far.
@@ -95,16 +81,19 @@ class SignalWorker:
         commits: Commits,
         info: TopicInfo,
         settings: SignalsSettings,
-        evaluator: Evaluator,
+        editions: Editions,
         clock: Clock,
+        renewed: Callable[[], Awaitable[Evaluator | None]] | None = None,
     ) -> None:
         self._bus, self._store, self._commits, self._info = bus, store, commits, info
-        self._settings, self._evaluator, self._clock = settings, evaluator, clock
+        self._settings, self._editions, self._clock = settings, editions, clock
+        self._renewed = renewed
         self._observer = SignalsObserver(info.name, settings.group, settings.member)
         self._writer = GroupWriter(bus, store, commits, self._observer, None, info.partitions)
-        self._owned: dict[int, _Part] = {}
-        self._streams: dict[_Key, BarStream | None] = {}
+        self._owned: dict[int, Part] = {}
+        self._streams: dict[Key, BarStream | None] = {}
         self._homes: dict[str, int] = {}
+        self._since = Since(self._latest, self._after)
         self._commit_at = 0.0
         self._ownership = Ownership(
             bus, store, info, settings.group, settings.member, settings.lease_ns, clock, patient
@@ -129,6 +118,10 @@ class SignalWorker:
                     try:
                         await self._rebalance()
                         busy = await self._read()
+                    except LogHoleError as hole:
+                        if part := self._owned.get(hole.partition):
+                            await self._make_up(hole.partition, part, "log_hole")
+                        continue
                     except LogLostError as error:
                         await self._begin_anew(error)
                         continue
@@ -138,6 +131,7 @@ class SignalWorker:
                 await self._writer.tidy()
         finally:
             await self._ownership.leave()
+            self._editions.close()
         return self.done
 
     # ---- ownership -------------------------------------------------------------------------
@@ -145,6 +139,8 @@ class SignalWorker:
     async def _rebalance(self) -> None:
         if self._ownership.due:
             self._observer.alive(self._clock.now_ns())
+            if self._renewed and (evaluator := await self._renewed()):
+                self._renew(evaluator)
         change = await self._ownership.change({n: p.claim for n, p in self._owned.items()})
         if change.surplus:
             await self._commit()
@@ -155,7 +151,41 @@ class SignalWorker:
         for claim in change.claims:
             await self._adopt(claim)
 
-    def _drop(self, number: int) -> _Part | None:
+    def _renew(self, evaluator: Evaluator) -> None:
+        """Evaluate bars that nobody has evaluated yet by other rules or models."""
+        self._editions.switch(evaluator)
+        self._streams.clear()  # they keep what others look at; the store has it all
+        for part in self._owned.values():
+            part.checkpoint = self._continued(part.checkpoint, part.reached)
+            part.dirty = True
+        editions = [e for part in self._owned.values() for e in part.checkpoint.editions]
+        self._editions.keep({edition.version for edition in editions})
+
+    def _continued(
+        self, checkpoint: SignalsCheckpoint, reached: Mapping[Key, int]
+    ) -> SignalsCheckpoint:
+        ends = [start + parse_interval(interval) for (_, interval), start in reached.items()]
+        after = max(ends, default=ALWAYS)
+        editions = self._editions.continued(checkpoint.editions, after)
+        for edition in editions:
+            self._editions.of(edition)  # now, so that it is known how far any of them looks
+        return msgspec.structs.replace(checkpoint, editions=editions)
+
+    def _latest(self) -> int:
+        """The latest time at which rules or models of any owned partition changed, UTC ns."""
+        parts = self._owned.values()
+        return max((p.checkpoint.editions[-1].after for p in parts), default=ALWAYS)
+
+    def _after(self, symbol: str) -> int:
+        """When those of a symbol's partition changed last, UTC ns."""
+        editions = self._editions_of(symbol)
+        return editions[-1].after if editions else ALWAYS
+
+    def _editions_of(self, symbol: str) -> Sequence[Edition]:
+        part = self._owned.get(self._home(symbol))
+        return part.checkpoint.editions if part else ()
+
+    def _drop(self, number: int) -> Part | None:
         """Let go of a partition: its symbols will be somebody else's."""
         part = self._owned.pop(number, None)
         mine = [symbol for symbol, home in self._homes.items() if home == number]
@@ -170,32 +200,36 @@ class SignalWorker:
         found = await patient(lambda: beginning(self._bus, self._info, number, known))
         left = await patient(lambda: self._store.outbox(claim.key.group, claim.key.topic, number))
         await self._writer.publish(left)
-        checkpoint = found.checkpoint
-        reached = {(s.provider, s.interval): s.reached for s in checkpoint.series}
-        part = _Part(claim, checkpoint, checkpoint.position, checkpoint.checksum, reached)
+        reached = {(s.provider, s.interval): s.reached for s in found.checkpoint.series}
+        checkpoint = self._continued(found.checkpoint, reached)
+        part = Part(claim, checkpoint, checkpoint.position, checkpoint.checksum, reached)
         self._owned[number] = part
         if found.cause:
-            await self._make_up(number, part, found)
+            await self._make_up(number, part, found.cause)
         log.debug("partition owned", topic=self._info.name, partition=number, token=claim.token)
 
-    async def _make_up(self, number: int, part: _Part, found: Beginning) -> None:
+    async def _make_up(self, number: int, part: Part, cause: str) -> None:
         """Work out from the store what the log does not hold any more."""
         log.warning(
             "the log of bars has lost records; what they held is read from the store",
             topic=self._info.name,
             partition=number,
-            cause=found.cause.replace("_", " "),
+            cause=cause.replace("_", " "),
         )
         self._observer.error("log_lost")
         part.dirty = True
-        for (provider, interval), since in part.reached.items():
-            spans = await patient(
-                lambda p=provider, i=interval, s=since: lost_spans(  # type: ignore[misc]
-                    self._store, p, i, s - self._settings.horizon_ns
-                )
-            )
+        if not part.reached:  # nobody has begun here
+            return
+        since = min(part.reached.values()) - self._settings.horizon_ns
+        lost = await patient(lambda: lost_spans(self._store, since))
+        for key, spans in lost.items():
             mine = {symbol: span for symbol, span in spans.items() if self._home(symbol) == number}
-            await self._revise(provider, interval, mine)
+            if mine:
+                part.reached[key] = max(end for _, end in mine.values())
+            await self._revise(*key, mine)
+        for stream in filter(None, self._streams.values()):
+            stream.forget([s for s, home in self._homes.items() if home == number])
+        await self._commit()  # before anybody reads from the store what was told
 
     async def _begin_anew(self, error: LogLostError) -> None:
         """The log is not what it was: take the partitions again, as a new owner would.
@@ -230,40 +264,36 @@ class SignalWorker:
 
     async def _take(self, found: Mapping[int, Sequence[Record]]) -> None:
         """Evaluate what was read; the positions move on only when all that it changes is known."""
-        batches: dict[_Key, list[tuple[BarBatch, int]]] = {}
-        newest: dict[tuple[int, _Key], int] = {}
+        before = {number: dict(self._owned[number].reached) for number in found}
+        batches: dict[Key, list[tuple[BarBatch, int]]] = {}
         for number, records in found.items():
+            reached = self._owned[number].reached
             for batch in filter(None, map(self._decoded, records)):
                 key = batch[0].provider, batch[0].interval
                 batches.setdefault(key, []).append(batch)
                 last = int(batch[0].ts.max())
-                newest[number, key] = max(newest.get((number, key), last), last)
+                reached[key] = max(reached.get(key, last), last)
         for key, some in batches.items():
-            await self._evaluate(key, some)
+            known = {number: reached.get(key, _NEVER) for number, reached in before.items()}
+            await self._evaluate(key, some, known)
         for number, records in found.items():
             if part := self._owned.get(number):  # it may have been lost meanwhile
                 part.position = records[-1].offset + 1
                 part.checksum, part.dirty = records[-1].checksum, True
-        for (number, key), last in newest.items():
-            if part := self._owned.get(number):
-                part.reached[key] = max(part.reached.get(key, last), last)
 
-    async def _evaluate(self, key: _Key, batches: list[tuple[BarBatch, int]]) -> None:
+    async def _evaluate(
+        self, key: Key, batches: list[tuple[BarBatch, int]], known: Mapping[int, int]
+    ) -> None:
+        """Evaluate bars of a kind; `known` has each partition's newest that was read before."""
         stream = self._stream(*key)
         if stream is None:
             return
-        outcome = await patient(lambda: stream.take(batches, lambda s: self._reached(s, key)))
+        outcome = await patient(lambda: stream.take(batches, lambda s: known[self._home(s)]))
         self.done.bars += outcome.bars
         self._add(outcome.changes)
         if outcome.old:
-            await self._commit()  # the store has to know what was told so far
             await self._revise(*key, outcome.old)
             stream.forget(outcome.old)
-
-    def _reached(self, symbol: str, key: _Key) -> int:
-        """Start of the newest bar that was read of the symbol's partition, UTC ns."""
-        part = self._owned.get(self._home(symbol))
-        return part.reached.get(key, _NEVER) if part else _NEVER
 
     def _decoded(self, record: Record) -> tuple[BarBatch, int] | None:
         """A batch of bars and its version; None if it is none."""
@@ -287,17 +317,27 @@ class SignalWorker:
         """The state of bars of a kind; None if nothing looks at them."""
         key = provider, interval
         if key not in self._streams:
-            self._streams[key] = BarStream.of(self._store, self._evaluator, provider, interval)
+            self._streams[key] = BarStream.of(
+                self._store, self._editions.current, provider, interval, self._since
+            )
         return self._streams[key]
+
+    def _reached(self, symbol: str, key: Key) -> int:
+        """Start of the newest bar that was read of the symbol's partition, UTC ns."""
+        part = self._owned.get(self._home(symbol))
+        return part.reached.get(key, _NEVER) if part else _NEVER
 
     async def _revise(self, provider: str, interval: str, spans: Spans) -> None:
         """Work bars out from the store, and what depends on them."""
-        length_ns = parse_interval(interval)
-        revised = await patient(
-            lambda: revise_range(self._store, self._evaluator, provider, length_ns, spans)
-        )
-        self.done.bars += revised.bars
-        self._add(revised.changes)
+        key, length_ns = (provider, interval), parse_interval(interval)
+        whose = EditionsOf(self._editions, self._editions_of, lambda s: self._reached(s, key))
+        for block in blocks(spans, length_ns):
+            await self._commit()  # the store has to know what was told so far
+            revised = await patient(
+                lambda b=block: revise_range(self._store, whose, provider, length_ns, b)  # type: ignore[misc]
+            )
+            self.done.bars += revised.bars
+            self._add(revised.changes)
 
     def _add(self, changes: Sequence[Signal]) -> None:
         for signal in changes:
@@ -321,7 +361,9 @@ class SignalWorker:
     async def _commit(self) -> None:
         """Write signals and positions of all partitions that have moved, and publish."""
         self._commit_at = time.monotonic() + self._settings.commit_interval_ns / 1e9
-        work = [(part, self._group(part)) for part in self._owned.values() if part.dirty]
+        work = [
+            (part, part.group(self._settings.topic)) for part in self._owned.values() if part.dirty
+        ]
         while work:
             try:
                 result = await self._writer.commit([group for _, group in work])
@@ -343,13 +385,3 @@ class SignalWorker:
         s = self._settings
         with suppress(TransientError):  # for the bus's own tools; the next commit tells it too
             await self._bus.acknowledge(self._info.name, s.group, s.member, places)
-
-    def _group(self, part: _Part) -> SignalsGroup:
-        checkpoint = msgspec.structs.replace(
-            part.checkpoint,
-            position=part.position,
-            checksum=part.checksum,
-            series=[Series(*key, reached) for key, reached in sorted(part.reached.items())],
-            signals=part.checkpoint.signals + sum(s.state == "active" for s in part.changes),
-        )
-        return SignalsGroup(part.claim, checkpoint, part.changes, self._settings.topic)

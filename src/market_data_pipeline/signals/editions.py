@@ -1,0 +1,151 @@
+"""Rules and models as they follow one another: each bar is evaluated by those of its time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+
+import numpy as np
+import structlog
+from numpy.typing import NDArray
+
+from market_data_core.errors import ConfigError
+from market_data_pipeline.features.selection import Selection
+from market_data_pipeline.signals.checkpoint import Edition
+from market_data_pipeline.signals.evaluator import Evaluator
+
+log = structlog.get_logger("inference")
+
+ALWAYS = -(2**62)
+"""Before all bars, UTC ns."""
+_KEPT = 8
+
+
+class Editions:
+    """The evaluators of a worker: the present one, and earlier ones that restated bars still need.
+
+    Args:
+        current: the present one.
+        rebuild: makes the evaluator of another text of rules; None if there are no rules.
+
+    Attributes:
+        current: the present one.
+    """
+
+    def __init__(
+        self, current: Evaluator, rebuild: Callable[[str], Evaluator] | None = None
+    ) -> None:
+        self.current, self._rebuild = current, rebuild
+        self._made: dict[str, Evaluator | None] = {current.version: current}
+
+    def switch(self, evaluator: Evaluator) -> None:
+        """Another one is the present one from now on."""
+        self.current = self._made[evaluator.version] = evaluator
+
+    def keep(self, versions: Collection[str]) -> None:
+        """Let go of evaluators that no bar needs any more."""
+        for version in self._made.keys() - {*versions, self.current.version}:
+            made = self._made.pop(version)
+            if made:
+                made.close()
+
+    def close(self) -> None:
+        """Release everything."""
+        for made in filter(None, self._made.values()):
+            made.close()
+
+    def of(self, edition: Edition) -> Evaluator | None:
+        """The evaluator of an edition; None if it cannot be made any more.
+
+        That is so where features or a model have changed beside the rules.
+        """
+        if edition.version not in self._made:
+            self._made[edition.version] = self._remade(edition)
+        return self._made[edition.version]
+
+    def _remade(self, edition: Edition) -> Evaluator | None:
+        try:
+            made = self._rebuild(edition.text) if self._rebuild else None
+        except ConfigError:  # it named a window that is not configured any more, say
+            made = None
+        if made and made.version == edition.version:
+            return made
+        log.warning(
+            "earlier rules or models cannot be had any more; what they gave stays as it is",
+            version=edition.version[:12],
+        )
+        return None
+
+    def continued(self, editions: Sequence[Edition], after: int) -> list[Edition]:
+        """A partition's editions, the present one among them.
+
+        Args:
+            editions: those so far, the latest last.
+            after: end of the newest bar that was evaluated, UTC ns; `ALWAYS` if there was none.
+        """
+        if editions and editions[-1].version == self.current.version:
+            return list(editions)
+        here = Edition(after if editions else ALWAYS, self.current.version, self.current.text)
+        # one that was never used for a bar is as if it had not been
+        earlier = [edition for edition in editions if edition.after < here.after]
+        return [*earlier, here][-_KEPT:]
+
+    def reach(self, interval_ns: int) -> int:
+        """How many bars, at most, look at a bar, by any evaluator so far; 0 if nothing does."""
+        needs = [made.needs(interval_ns) for made in self._made.values() if made]
+        return max((one.reach for one in needs if one), default=0)
+
+    @property
+    def cooldown_ns(self) -> int:
+        """The longest cooldown of any of them."""
+        return max(made.cooldown_ns for made in self._made.values() if made)
+
+
+class EditionsOf:
+    """Implements :class:`market_data_pipeline.signals.ranges.Evaluators`: each bar by its edition.
+
+    Args:
+        editions: the evaluators.
+        of: symbol -> the editions of its partition, the latest last.
+        until: symbol -> start of its newest bar that is due, UTC ns: what is stored behind it comes
+            later, when it may be another edition's.
+    """
+
+    def __init__(
+        self,
+        editions: Editions,
+        of: Callable[[str], Sequence[Edition]],
+        until: Callable[[str], int],
+    ) -> None:
+        self._editions, self._of, self._until = editions, of, until
+        self.session_gap_ns = editions.current.session_gap_ns
+
+    @property
+    def cooldown_ns(self) -> int:
+        """The longest cooldown of any of them."""
+        return self._editions.cooldown_ns
+
+    def reach(self, interval_ns: int) -> int:
+        """How many bars, at most, look at a bar; 0 if nothing does."""
+        return self._editions.reach(interval_ns)
+
+    def parts(self, selection: Selection) -> Iterator[tuple[Evaluator, Selection]]:
+        """The bars by who evaluates them, the earliest first; some may have no evaluator."""
+        ends = selection.starts + selection.interval_ns
+        has: dict[Edition, NDArray[np.bool_]] = {}
+        until = np.zeros(len(selection.symbols), np.int64)
+        for code in np.unique(selection.codes).tolist():
+            until[code] = self._until(selection.symbols[code])
+            for edition in self._of(selection.symbols[code]):
+                if edition not in has:
+                    has[edition] = np.zeros(len(selection.symbols), np.bool_)
+                has[edition][code] = True
+        chosen = np.full(len(selection), -1)
+        due = selection.starts <= until[selection.codes]
+        ordered = sorted(has, key=lambda edition: edition.after)
+        for number, edition in enumerate(ordered):
+            chosen[due & has[edition][selection.codes] & (ends > edition.after)] = number
+        for number, edition in enumerate(ordered):
+            rows: NDArray[np.intp] = np.flatnonzero(chosen == number)
+            evaluator = self._editions.of(edition)
+            if evaluator and len(rows):
+                yield evaluator, selection.take(rows)

@@ -1,0 +1,63 @@
+"""Watches the files of rules and models, so that a change takes effect while a worker runs."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import structlog
+
+from market_data_core.errors import MdpError
+from market_data_pipeline import metrics
+from market_data_pipeline.signals.evaluator import Evaluator
+
+log = structlog.get_logger("inference")
+
+_State = tuple[tuple[int, int] | None, ...]
+"""Time of the last change (ns) and size of each file; None for one that is not there."""
+
+
+class Renewal:
+    """What is computed from now on, if a file has changed.
+
+    Rules or a model that are wrong change nothing: that is told once, and those so far go on.
+
+    Args:
+        files: what is watched.
+        build: reads them all again; may block.
+        version: of what they give now.
+    """
+
+    def __init__(self, files: Sequence[Path], build: Callable[[], Evaluator], version: str) -> None:
+        self._files, self._build, self._version = files, build, version
+        self._seen = self._look()
+
+    async def __call__(self) -> Evaluator | None:
+        """A new evaluator; None if there is nothing new, or nothing that could be used."""
+        state = self._look()
+        if state == self._seen:
+            return None
+        self._seen = state
+        try:
+            made = await asyncio.to_thread(self._build)
+        except MdpError as error:
+            log.warning("rules or models have changed and are not used", error=str(error))
+            metrics.ERRORS.labels("inference", "renewal").inc()
+            return None
+        if made.version == self._version:
+            return None
+        self._version = made.version
+        log.info("rules or models have changed", version=made.version[:12])
+        return made
+
+    def _look(self) -> _State:
+        found: list[tuple[int, int] | None] = []
+        for file in self._files:
+            try:
+                stat = file.stat()
+            except OSError:
+                found.append(None)
+            else:
+                found.append((stat.st_mtime_ns, stat.st_size))
+        return tuple(found)
