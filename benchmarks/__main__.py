@@ -26,6 +26,7 @@ GROUPS = {
     "redis": "Whole path through Redis Streams",
     "kafka": "Whole path through Kafka",
     "scale": "Workers that share the partitions of one topic",
+    "inference": "Features, rules and models over many symbols",
     "store": "Rows into the store, in batches of 5,000",
     "start": "Starting the command",
 }

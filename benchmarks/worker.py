@@ -32,6 +32,7 @@ MODULES = (
     "pathway_flow",
     "brokers",
     "scale",
+    "inference",
     "store",
     "cli_start",
 )

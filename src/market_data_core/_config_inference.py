@@ -20,9 +20,7 @@ from market_data_core._config_types import (
 )
 from market_data_core._config_yaml import Problem
 from market_data_core._suggest import did_you_mean
-
-OFFICIAL = ":official"
-"""What the provider of a vendor's own bars ends in."""
+from market_data_core.events import OFFICIAL_SUFFIX
 
 _NAME = r"^([A-Za-z_][A-Za-z0-9_.-]{0,63})?$"
 
@@ -35,9 +33,9 @@ def _one_star(text: str) -> str:
 
 
 def _provider(text: str) -> str:
-    stem = _one_star(text.removesuffix(OFFICIAL))
+    stem = _one_star(text.removesuffix(OFFICIAL_SUFFIX))
     if not stem:
-        msg = f"{text!r} is not a provider's name; write one, or *{OFFICIAL}"
+        msg = f"{text!r} is not a provider's name; write one, or *{OFFICIAL_SUFFIX}"
         raise ValueError(msg)
     check_provider_name(stem.removesuffix("*"))
     return text

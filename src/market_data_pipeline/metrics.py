@@ -119,6 +119,11 @@ INFERENCE_EVAL_DURATION = Histogram(
     ["adapter"],
     buckets=_WRITE_S,
 )
+INFERENCE_ROWS_UNKNOWN = Counter(
+    "inference_rows_unknown_total",
+    "Rows that a model was not shown, since a column was not known.",
+    ["adapter"],
+)
 SIGNALS_EMITTED = Counter(
     "signals_emitted_total",
     "Signals stored that are new or have changed, by their name and adapter; names beyond the "

@@ -37,6 +37,7 @@ CONTRACT = {
     "retries_total": ("counter", {"component"}),
     "features_update_duration_seconds": ("histogram", {"symbol", "window"}),
     "inference_eval_duration_seconds": ("histogram", {"adapter"}),
+    "inference_rows_unknown_total": ("counter", {"adapter"}),
     "signals_emitted_total": ("counter", {"name", "adapter"}),
     "signals_retracted_total": ("counter", {"name", "adapter"}),
     "archive_rows_total": ("counter", {"kind"}),

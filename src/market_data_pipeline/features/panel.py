@@ -54,6 +54,14 @@ class Panel:
         self.available: NDArray[np.int64] = np.arange(n) - begins + 1
         self.columns["log_return"] = log_returns(self.columns["close"], first)
 
+    @classmethod
+    def empty(cls, interval_ns: int) -> Panel:
+        """No bars."""
+        import polars as pl
+
+        kinds = {"symbol": pl.String, "ts": pl.Int64, **dict.fromkeys(VALUE_COLUMNS, pl.Float64)}
+        return cls(interval_ns, pl.DataFrame(schema=kinds), 0)
+
     def first_starts(self) -> dict[str, int]:
         """Symbol -> start of its first bar, UTC ns."""
         first = np.flatnonzero(np.diff(self.codes, prepend=-1))

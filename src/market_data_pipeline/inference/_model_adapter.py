@@ -15,8 +15,8 @@ from market_data_core.contracts.feature import Floats
 from market_data_core.contracts.inference import Firing, Rows
 from market_data_core.errors import ConfigError, ModelError
 from market_data_core.intervals import parse_interval
+from market_data_pipeline import metrics
 from market_data_pipeline.inference._model_answers import NOT_FINITE, Answer, Model
-from market_data_pipeline.inference._model_scope import ModelScope
 from market_data_pipeline.inference.expression import (
     Condition,
     Known,
@@ -24,7 +24,7 @@ from market_data_pipeline.inference.expression import (
     unknown_column,
 )
 from market_data_pipeline.inference.expression_values import Frame
-from market_data_pipeline.inference.rules_file import Scope
+from market_data_pipeline.inference.scope import FeedScope
 
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
 _ANSWERS = ("prediction", "score")
@@ -62,16 +62,17 @@ class ModelAdapter:
         intervals: Collection[str],
     ) -> None:
         self.name, self.rows_unknown = kind, 0
+        self._unknown = metrics.INFERENCE_ROWS_UNKNOWN.labels(kind)
         self._model, self._settings = model, settings
         self._signal = settings.name or settings.model_path.replace("\\", "/").rpartition("/")[2]
         if not settings.name:
             self._signal = self._signal.rpartition(".")[0]
         self.names = (self._signal,)
         self._interval = settings.interval or default_interval
-        self._scope = ModelScope.of(settings.providers, settings.symbols)
+        self._scope = FeedScope.of(settings.providers, settings.symbols)
         self._meta = model.features if settings.meta is None else settings.meta
         where = f"inference.adapters.{kind}"
-        if self._interval not in intervals and self._scope.computed != Scope.of(()):
+        if self._interval not in intervals and self._scope.computed:
             meant = did_you_mean(self._interval, intervals)
             msg = f"{where}.interval: there is no window of {self._interval}; {meant}"
             raise ConfigError(msg)
@@ -101,9 +102,9 @@ class ModelAdapter:
         Raises:
             ModelError: its answer is not what it should be (reasons ``shape``, ``not_finite``).
         """
-        if rows.interval != self._interval:
+        if rows.interval != self._interval or not self._scope.is_for(rows.provider):
             return []
-        index = self._scope.of_rows(rows)
+        index = self._scope.within(rows, np.arange(len(rows), dtype=np.intp))
         matrix = np.column_stack([rows.value(name)[index] for name in self._model.features])
         # Models read float32 or refuse what does not fit it, and one such row must not spoil all.
         fits = np.less_equal(np.abs(matrix), _FLOAT32_MAX)
@@ -111,7 +112,9 @@ class ModelAdapter:
         shown = whole
         if self._settings.nan == "pass":
             shown = np.all(fits | np.isnan(matrix), axis=1)
-        self.rows_unknown += len(shown) - int(np.count_nonzero(shown))
+        unknown = len(shown) - int(np.count_nonzero(shown))
+        self.rows_unknown += unknown
+        self._unknown.inc(unknown)
         index, matrix, whole = index[shown], np.ascontiguousarray(matrix[shown]), whole[shown]
         if not len(index):
             return []

@@ -11,15 +11,14 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 
+from market_data_core._config_inference import ProviderPattern, SymbolPattern
 from market_data_core._config_problems import problems_of, shorten
-from market_data_core._config_types import check_symbol
 from market_data_core._config_yaml import Document, Problem, dotted, parse_yaml
 from market_data_core._suggest import did_you_mean
 from market_data_core.config import (
     Interval,
     SettingsModel,
     check_distinct,
-    check_provider_name,
     problems_text,
 )
 from market_data_core.errors import ConfigError
@@ -31,12 +30,12 @@ from market_data_pipeline.inference.expression import (
     compile_condition,
     unknown_column,
 )
+from market_data_pipeline.inference.scope import FeedScope
 
 RULES_MAX = 1_000
 """Most rules in one file."""
 
 _KEY = "rules"
-_OFFICIAL = ":official"
 _START = re.compile(r"\A((?:[ \t]*(?:#.*)?\r?\n)*)---(?=\s|\Z)")
 _LINE = re.compile(r"\bline (\d+)\b")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}")
@@ -66,31 +65,14 @@ def _name(text: str) -> str:
     raise ValueError(msg)
 
 
-def _one_star(text: str) -> str:
-    if "*" in text[:-1]:
-        msg = f"{text!r}: a * may only stand at the end, where it stands for anything"
+def _literal(value: Any) -> Any:
+    if isinstance(value, str) and "${" in value:
+        msg = f"{value!r}: variables are not filled in here, so that the file alone decides"
         raise ValueError(msg)
-    return text
+    return value
 
 
-def _symbol(text: str) -> str:
-    if "${" in text:
-        msg = f"{text!r}: variables are not filled in here, so that the file alone decides"
-        raise ValueError(msg)
-    return _one_star(check_symbol(text))
-
-
-def _provider(text: str) -> str:
-    stem = _one_star(text.removesuffix(_OFFICIAL))
-    if not stem:
-        msg = f"{text!r} is not a provider's name; write one, or *{_OFFICIAL}"
-        raise ValueError(msg)
-    check_provider_name(stem.removesuffix("*"))
-    return text
-
-
-_Symbol = Annotated[str, AfterValidator(_symbol)]
-_Provider = Annotated[str, AfterValidator(_provider)]
+_Symbol = Annotated[SymbolPattern, BeforeValidator(_literal)]
 _LISTED = (BeforeValidator(_list), AfterValidator(check_distinct))
 
 
@@ -114,37 +96,13 @@ class RuleSettings(SettingsModel):
     symbols: Annotated[tuple[_Symbol, ...], *_LISTED] = Field(
         default=(), description="Symbols it is for; none: all."
     )
-    providers: Annotated[tuple[_Provider, ...], *_LISTED] = Field(
+    providers: Annotated[tuple[ProviderPattern, ...], *_LISTED] = Field(
         default=(), description="Feeds it is for; none: all, but not vendors' own bars."
     )
     meta: Annotated[tuple[str, ...], *_LISTED] | None = Field(
         default=None, description="Columns told in the metadata; none: the condition's."
     )
     enabled: bool = Field(default=True, description="Whether it is evaluated.")
-
-
-@dataclass(frozen=True, slots=True)
-class Scope:
-    """Some names: exact ones, and beginnings of names.
-
-    Attributes:
-        exact: whole names.
-        prefixes: beginnings.
-    """
-
-    exact: frozenset[str]
-    prefixes: tuple[str, ...]
-
-    @classmethod
-    def of(cls, patterns: Collection[str]) -> Scope:
-        """The names that `patterns` stand for; a ``*`` at the end of one stands for anything."""
-        return cls(
-            frozenset(pattern for pattern in patterns if not pattern.endswith("*")),
-            tuple(pattern[:-1] for pattern in patterns if pattern.endswith("*")),
-        )
-
-    def __contains__(self, name: str) -> bool:
-        return name in self.exact or name.startswith(self.prefixes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,9 +116,7 @@ class Rule:
         score: of its signals; None if they have none.
         interval: of the bars it looks at, canonical.
         cooldown_ns: after a signal, none for the same symbol within this event time.
-        symbols: whom it is for; None: everyone.
-        computed: feeds it is for, by the bars we compute.
-        official: feeds it is for, by their own bars, without ``:official``.
+        scope: whose bars it looks at.
         meta: columns told in the metadata.
     """
 
@@ -170,15 +126,8 @@ class Rule:
     score: float | None
     interval: str
     cooldown_ns: int
-    symbols: Scope | None
-    computed: Scope
-    official: Scope
+    scope: FeedScope
     meta: tuple[str, ...]
-
-    def is_for(self, provider: str) -> bool:
-        """Whether it looks at the bars of `provider`."""
-        stem = provider.removesuffix(_OFFICIAL)
-        return stem in (self.computed if stem == provider else self.official)
 
 
 def read_rules(
@@ -300,9 +249,7 @@ class _Reader:
             first = self._lines[settings.name]
             yield f"is also the name of a rule on line {first}; give each its own", "name"
         self._lines.setdefault(settings.name, line)
-        computed = not settings.providers or any(
-            not provider.endswith(_OFFICIAL) for provider in settings.providers
-        )
+        computed = FeedScope.of(settings.providers, settings.symbols).computed
         if settings.interval and computed and settings.interval not in self._intervals:
             meant = did_you_mean(settings.interval, self._intervals)
             yield f"there is no window of {settings.interval}; {meant}", "interval"
@@ -311,8 +258,6 @@ class _Reader:
                 yield unknown, "meta"
 
     def _made(self, settings: RuleSettings, condition: Condition) -> Rule:
-        providers = settings.providers or ("*",)
-        official = [name for name in providers if name.endswith(_OFFICIAL)]
         return Rule(
             name=settings.name,
             condition=condition,
@@ -320,8 +265,6 @@ class _Reader:
             score=settings.score,
             interval=settings.interval or self._default,
             cooldown_ns=parse_interval(settings.cooldown) if settings.cooldown else 0,
-            symbols=Scope.of(settings.symbols) if settings.symbols else None,
-            computed=Scope.of([name for name in providers if name not in official]),
-            official=Scope.of([name.removesuffix(_OFFICIAL) for name in official]),
+            scope=FeedScope.of(settings.providers, settings.symbols),
             meta=tuple(condition.columns) if settings.meta is None else settings.meta,
         )

@@ -260,7 +260,14 @@ async def test_a_file_that_is_gone_is_let_go_of(open_bus: Open, path: Path, repl
     await bus.create_topic(TOPIC, 2)
     await bus.append(TOPIC, [Entry(0, b"x", 1) for _ in range(100)])
     file = bus._files[TOPIC]
-    busy, going_on = threading.Event(), threading.Event()
+    busy, going_on, closed = threading.Event(), threading.Event(), threading.Event()
+    close = file.close
+
+    def close_and_tell() -> None:
+        close()
+        closed.set()
+
+    file.close = close_and_tell  # type: ignore[method-assign]
 
     def hold() -> None:
         busy.set()
@@ -279,13 +286,9 @@ async def test_a_file_that_is_gone_is_let_go_of(open_bus: Open, path: Path, repl
     assert (await reading, await trimming) == (100, False)
     with pytest.raises(LogLostError, match="removed or replaced"):
         await waiting
-    async with asyncio.timeout(20):
-        while True:
-            try:
-                file._read.execute("SELECT 1")
-            except sqlite3.ProgrammingError:  # closed
-                break
-            await asyncio.sleep(0.001)
+    assert await asyncio.to_thread(closed.wait, 20)
+    with pytest.raises(sqlite3.ProgrammingError, match="closed"):
+        file._read.execute("SELECT 1")
     assert (await other.find_topic(TOPIC) is not None) == replaced
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import pandas
 import pytest
 import skops.io
+from prometheus_client import REGISTRY
 from sklearn.compose import ColumnTransformer
 from sklearn.decomposition import PCA
 from sklearn.ensemble import (
@@ -179,9 +181,14 @@ def test_rows_with_something_unknown_are_not_shown(saved: Saved) -> None:
     matrix, _ = data(20)
     matrix[3, 1], matrix[5, 0], matrix[7, 2] = np.nan, np.inf, 1e300
     adapter = load(saved(fitted(LogisticRegression())))
+    counted = partial(
+        REGISTRY.get_sample_value, "inference_rows_unknown_total", {"adapter": "sklearn"}
+    )
+    before = counted() or 0
     found = only(adapter.evaluate(table(matrix)))
     assert found.rows.tolist() == [row for row in range(20) if row not in {3, 5, 7}]
     assert adapter.rows_unknown == 3
+    assert counted() == before + 3
     assert adapter.evaluate(table(np.full((4, 4), np.nan))) == []
 
 

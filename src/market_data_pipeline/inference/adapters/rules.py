@@ -16,7 +16,7 @@ from market_data_core.errors import ConfigError
 from market_data_core.registry import Backend
 from market_data_pipeline.inference.expression import Known
 from market_data_pipeline.inference.expression_values import Frame
-from market_data_pipeline.inference.rules_file import Rule, Scope, read_rules
+from market_data_pipeline.inference.rules_file import Rule, read_rules
 
 BUILT_IN = "built-in rules"
 """What messages call the rules that are used where there is no file."""
@@ -88,28 +88,15 @@ class RulesAdapter:
         frame = Frame(rows)
         firings = []
         for rule in self._rules.get(rows.interval, ()):
-            if not rule.is_for(rows.provider):
+            if not rule.scope.is_for(rows.provider):
                 continue
-            fired = np.flatnonzero(rule.condition.fires(frame))
-            if rule.symbols is not None and len(fired):
-                fired = _within(rule.symbols, rows, fired)
+            fired = rule.scope.within(rows, np.flatnonzero(rule.condition.fires(frame)))
             if len(fired):
                 firings.append(_firing(rule, frame, fired))
         return firings
 
     def close(self) -> None:
         """Nothing is held."""
-
-
-def _within(scope: Scope, rows: Rows, fired: NDArray[np.intp]) -> NDArray[np.intp]:
-    """Those of the rows whose symbols are in `scope`; looks at each symbol once."""
-    wanted = np.zeros(len(rows.symbols), np.bool_)
-    codes = rows.codes[fired]
-    wanted[codes] = True
-    for code in np.flatnonzero(wanted).tolist():
-        wanted[code] = rows.symbols[code] in scope
-    kept: NDArray[np.intp] = fired[wanted[codes]]
-    return kept
 
 
 def _firing(rule: Rule, frame: Frame, fired: NDArray[np.intp]) -> Firing:
