@@ -11,6 +11,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from market_data_core._config_yaml import expand
 from market_data_core.errors import ConfigError, UsageError
+from market_data_core.events import OFFICIAL_SUFFIX
 from market_data_core.intervals import format_interval, parse_interval
 from market_data_core.redaction import redact
 
@@ -18,7 +19,6 @@ INTERVAL_MAX_NS = 7 * 86_400 * 10**9
 _SIZE = re.compile(r"(\d{1,15}(?:\.\d{1,3})?)\s*(?:([KMGT])(I?))?B?", re.IGNORECASE)
 _POWER = {"K": 1, "M": 2, "G": 3, "T": 4}
 _PROVIDER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]{0,63}")
-_OFFICIAL = ":official"
 
 
 class SettingsModel(BaseModel):
@@ -68,11 +68,11 @@ def check_provider_name(name: str) -> str:
     Raises:
         ValueError: it would make event ids or the names of vendors' own bars ambiguous.
     """
-    if not name or (_PROVIDER.fullmatch(name) and not name.endswith(_OFFICIAL)):
+    if not name or (_PROVIDER.fullmatch(name) and not name.endswith(OFFICIAL_SUFFIX)):
         return name
     msg = (
         f"provider name {name!r} is not valid: 1 to 64 letters, digits, '_', '.', ':' or '-', "
-        f"beginning with a letter or digit and not ending in {_OFFICIAL!r}"
+        f"beginning with a letter or digit and not ending in {OFFICIAL_SUFFIX!r}"
     )
     raise ValueError(msg)
 

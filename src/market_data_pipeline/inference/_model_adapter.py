@@ -46,7 +46,6 @@ class ModelAdapter:
         version: SHA-256 of the model's file, the settings and the library's version.
         names: the signals' one name.
         cooldown_ns: after a signal, none for the same symbol within this event time.
-        rows_unknown: rows so far that the model was not shown, since a column was not known.
 
     Raises:
         ConfigError: a column that there is not, or a condition that is not one.
@@ -61,7 +60,7 @@ class ModelAdapter:
         default_interval: str,
         intervals: Collection[str],
     ) -> None:
-        self.name, self.rows_unknown = kind, 0
+        self.name = kind
         self._unknown = metrics.INFERENCE_ROWS_UNKNOWN.labels(kind)
         self._model, self._settings = model, settings
         self._signal = settings.name or settings.model_path.replace("\\", "/").rpartition("/")[2]
@@ -113,7 +112,6 @@ class ModelAdapter:
         if self._settings.nan == "pass":
             shown = np.all(fits | np.isnan(matrix), axis=1)
         unknown = len(shown) - int(np.count_nonzero(shown))
-        self.rows_unknown += unknown
         self._unknown.inc(unknown)
         index, matrix, whole = index[shown], np.ascontiguousarray(matrix[shown]), whole[shown]
         if not len(index):
