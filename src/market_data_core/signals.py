@@ -29,7 +29,8 @@ SIGNAL_NAME_MAX = 200
 _NAME_RULE = f"a signal's name has 1 to {SIGNAL_NAME_MAX} characters"
 
 _encoder = msgspec.json.Encoder()
-_shown_ts = lru_cache(4_096)(format_ts)  # the signals of one window all have the same
+shown_ts = lru_cache(4_096)(format_ts)
+"""A time as text; the signals of one window all have the same."""
 
 
 class Signal(msgspec.Struct, frozen=True, kw_only=True):
@@ -67,7 +68,7 @@ class Signal(msgspec.Struct, frozen=True, kw_only=True):
             "ver": SIGNAL_VERSION,
             "provider": self.provider,
             "symbol": self.symbol,
-            "ts": _shown_ts(self.ts),
+            "ts": shown_ts(self.ts),
             "name": self.name,
             "value": self.value,
             "score": self.score,

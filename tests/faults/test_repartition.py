@@ -178,7 +178,7 @@ def repartition(lab: Lab, partitions: int, *at: str) -> Generation:
 
 
 def wait_till(ts: int, what: str) -> None:
-    wait_until(lambda: SystemClock().now_ns() >= ts, what, 40)
+    wait_until(lambda: SystemClock().now_ns() >= ts, what, 60)
 
 
 def written(producer: Worker) -> int:

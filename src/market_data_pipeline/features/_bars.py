@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from market_data_core.contracts.feature import Column, Floats, Span
@@ -34,17 +35,55 @@ class Strip:
 
     def back(self, depth: int) -> NDArray[Any]:
         """Shape (depth, n), contiguous: row k is k bars back; whatever stands there."""
-        if (np.diff(self.newest) == 1).all():  # rings that turn together: slices, not indices
-            first, n = int(self.newest[0]), len(self.newest)
-            begins = [(first - back * self.step) % len(self.values) for back in range(depth)]
-            if max(begins) + n <= len(self.values):
-                return np.stack([self.values[begin : begin + n] for begin in begins])
+        if (np.diff(self.newest) == 1).all():  # neighbours: slices, not indices
+            found = self._of_neighbours(int(self.newest[0]), len(self.newest), depth)
+            if found is not None:
+                return found
         offsets = np.arange(depth, dtype=np.intp)[:, None] * self.step
         return self.values.take(self.newest - offsets, mode="wrap")
+
+    def _of_neighbours(self, first: int, n: int, depth: int) -> NDArray[Any] | None:
+        """Of rows that stand side by side, in rings that turn together or one after the other."""
+        if self.step == 1:
+            if first + 1 < depth:
+                return None
+            run = self.values[first - depth + 1 : first + n]
+            return np.ascontiguousarray(sliding_window_view(run, n)[::-1])
+        grid = self.values.reshape(-1, self.step)
+        row, column = divmod(first % len(self.values), self.step)
+        if column + n > self.step or depth > len(grid):
+            return None
+        found = np.empty((depth, n), self.values.dtype)
+        here = min(row + 1, depth)  # before the ring's end is met
+        columns = slice(column, column + n)
+        found[:here] = grid[row + 1 - here : row + 1, columns][::-1]
+        if depth > here:
+            found[here:] = grid[len(grid) - (depth - here) :, columns][::-1]
+        return found
 
     def one(self, back: Index) -> NDArray[Any]:
         """Shape (n,): the value `back` bars before each row."""
         return self.values.take(self.newest - back * self.step, mode="wrap")
+
+
+class _Columns:
+    """The columns of some rows, each gathered once as deep as anything looks at it.
+
+    Bars and their windows share it, and do not know each other: what refers to itself in a circle
+    is freed only when somebody looks for garbage, and these are megabytes.
+    """
+
+    def __init__(self, strips: Mapping[str, Strip], depths: Mapping[str, int]) -> None:
+        self._strips, self._depths = strips, depths
+        self._gathered: dict[str, Floats] = {}
+
+    def gathered(self, name: Column, depth: int) -> Floats:
+        """Shape (depth, n), contiguous: a column as it is stored, outside of windows anything."""
+        found = self._gathered.get(name)
+        if found is None or len(found) < depth:
+            most = max(depth, self._depths.get(name, 0))
+            found = self._gathered[name] = self._strips[name].back(most)
+        return found[:depth]
 
 
 class StoredBars:
@@ -71,8 +110,8 @@ class StoredBars:
             msg = f"{len(available)} rows are too few, at least {ROWS_MIN} are needed"
             raise ValueError(msg)
         self.interval_ns = interval_ns
-        self._strips, self._available, self._depths = strips, available, depths
-        self._gathered: dict[str, Floats] = {}
+        self._strips, self._available = strips, available
+        self._columns = _Columns(strips, depths)
         self._windows: dict[Span, StoredWindow] = {}
         self._ts: NDArray[np.int64] = strips["ts"].one(np.zeros(len(available), np.intp))
 
@@ -93,7 +132,7 @@ class StoredBars:
                 counts = np.minimum(self._available, depth)
             else:
                 counts = self._younger(span.horizon_ns or 0, depth)
-            found = self._windows[span] = StoredWindow(self, depth, counts)
+            found = self._windows[span] = StoredWindow(self._columns, depth, counts)
         return found
 
     def before(self, name: Column, horizon_ns: int) -> Floats:
@@ -104,14 +143,6 @@ class StoredBars:
         known &= self._ts - self._strips["ts"].one(back) < 2 * horizon_ns
         values: Floats = np.where(known, self._strips[name].one(back), np.nan)
         return values
-
-    def gathered(self, name: Column, depth: int) -> Floats:
-        """Shape (depth, n), contiguous: a column as it is stored, outside of windows anything."""
-        found = self._gathered.get(name)
-        if found is None or len(found) < depth:
-            most = max(depth, self._depths.get(name, 0))
-            found = self._gathered[name] = self._strips[name].back(most)
-        return found[:depth]
 
     def _younger(self, horizon_ns: int, depth: int) -> NDArray[np.int64]:
         """Shape (n,): how many bars begin less than `horizon_ns` before the row's own."""
@@ -130,9 +161,9 @@ class StoredBars:
 class StoredWindow:
     """Implements :class:`market_data_core.contracts.feature.Window`."""
 
-    def __init__(self, bars: StoredBars, depth: int, counts: NDArray[np.int64]) -> None:
+    def __init__(self, columns: _Columns, depth: int, counts: NDArray[np.int64]) -> None:
         self.depth, self.counts = depth, counts
-        self._bars = bars
+        self._stored = columns
         self._fewest = int(counts.min(initial=depth))
         self._columns: dict[str, Floats] = {}
 
@@ -140,7 +171,7 @@ class StoredWindow:
         """Shape (depth, n), contiguous: the bars' values, 0.0 outside the window."""
         found = self._columns.get(name)
         if found is None:
-            values = self._bars.gathered(name, self.depth)
+            values = self._stored.gathered(name, self.depth)
             found = self._columns[name] = self.kept(values, fewer=name == "log_return")
         return found
 
@@ -156,7 +187,7 @@ class StoredWindow:
 
     def oldest(self, name: Column) -> Floats:
         """Shape (n,): the value of the oldest bar in the window."""
-        values = self._bars.gathered(name, self.depth)
+        values = self._stored.gathered(name, self.depth)
         columns = np.arange(values.shape[1])
         oldest: Floats = values[self.counts - 1, columns]
         return oldest

@@ -14,9 +14,8 @@ import numpy as np
 from market_data_core.contracts.feature import Feature, Floats
 from market_data_core.contracts.inference import Firing
 from market_data_core.errors import ModelError
-from market_data_core.events import format_ts
 from market_data_core.intervals import format_interval
-from market_data_core.signals import Signal
+from market_data_core.signals import Signal, shown_ts
 from market_data_pipeline import metrics
 from market_data_pipeline.features.selection import Selection
 from market_data_pipeline.inference.adapters.rules import RulesAdapter
@@ -236,7 +235,7 @@ def _signals(rows: SelectedRows, firing: Firing, guard: Guard) -> list[tuple[Sig
             name=firing.name,
             value=value,
             score=score,
-            metadata={**lineage, "bar": format_ts(start), "features": features},
+            metadata={**lineage, "bar": shown_ts(start), "features": features},
         )
         signals.append((signal, firing.cooldown_ns))
     return signals

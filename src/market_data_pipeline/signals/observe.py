@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from market_data_core.intervals import NS_PER_MS
@@ -37,11 +38,11 @@ class SignalsObserver:
     @staticmethod
     def given(signals: Sequence[Signal]) -> None:
         """Signals were stored."""
-        for signal in signals:
-            retracted = signal.state == "retracted"
+        kinds = ((s.name, str(s.metadata.get("adapter", "")), s.state) for s in signals)
+        for (name, adapter, state), number in Counter(kinds).items():
+            retracted = state == "retracted"
             counter = metrics.SIGNALS_RETRACTED if retracted else metrics.SIGNALS_EMITTED
-            adapter = str(signal.metadata.get("adapter", ""))
-            counter.labels(metrics.SIGNAL(signal.name), adapter).inc()
+            counter.labels(metrics.SIGNAL(name), adapter).inc(number)
 
     @staticmethod
     def error(reason: str) -> None:
