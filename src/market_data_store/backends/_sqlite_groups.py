@@ -18,9 +18,15 @@ from market_data_core.contracts.store import (
     PartitionKey,
 )
 from market_data_core.errors import FencedError
-from market_data_store.backends._sqlite_bars import Written, bad_rows, write_bars
+from market_data_store.backends._sqlite_bars import (
+    ROWS_PER_STATEMENT,
+    Written,
+    bad_rows,
+    write_bars,
+)
 
 MINE = "consumer_group = ? AND topic = ? AND partition = ?"
+_OUTBOX_WIDTH = 11
 MESSAGE = "destination, key, payload, count, to_partition, provider, min_ts, max_ts"
 
 
@@ -63,19 +69,29 @@ def commit_group(
         (checkpoint, now, *row_of(key), claim.token, claim.sequence),
     )
     require(cursor.rowcount == 1, claim)
-    for message in (*messages, *more):
-        cursor = db.execute(
-            f"""INSERT INTO outbox (consumer_group, topic, partition, {MESSAGE})
-                VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)""",
-            (*row_of(key), *astuple(message)),
-        )
-        result.outbox.append(OutboxItem(cursor.lastrowid or 0, key.partition, message))
+    result.outbox += _send(db, key, [*messages, *more])
     db.executemany(
         """INSERT INTO gaps
             (provider, symbol, from_ts, to_ts, cause, state, detail, created_at)
             VALUES (?, ?, ?, ?, ?, 'open', ?, ?) ON CONFLICT DO NOTHING""",
         [(g.provider, g.symbol, g.from_ts, g.to_ts, g.cause, g.detail, now) for g in group.gaps],
     )
+
+
+def _send(db: sqlite3.Connection, key: PartitionKey, messages: list[Message]) -> list[OutboxItem]:
+    """Put messages into the outbox, many to a statement."""
+    items: list[OutboxItem] = []
+    for at in range(0, len(messages), ROWS_PER_STATEMENT):
+        part = messages[at : at + ROWS_PER_STATEMENT]
+        marks = ",".join(["(" + ",".join("?" * _OUTBOX_WIDTH) + ")"] * len(part))
+        cursor = db.execute(
+            f"INSERT INTO outbox (consumer_group, topic, partition, {MESSAGE}) VALUES {marks}",
+            [value for message in part for value in (*row_of(key), *astuple(message))],
+        )
+        # nobody else writes meanwhile, so that the numbers of a statement's rows follow one another
+        first = (cursor.lastrowid or 0) - len(part) + 1
+        items += [OutboxItem(first + i, key.partition, m) for i, m in enumerate(part)]
+    return items
 
 
 def _told(batch: BarBatch, written: Written, tells_all: bool) -> BarBatch:
