@@ -93,8 +93,7 @@ def _plain_ts(text: str) -> int | None:
     plain = text[16:17] == ":" and text[-1] == "Z" and second.isdigit() and text.isascii()
     if not plain or (len(text) > 20 and not (text[19] == "." and fraction.isdigit())):
         return None
-    minute = _minute(text[:16])
-    if minute is None or second > "59" or len(fraction) > 9:
+    if (minute := _minute(text[:16])) is None or second > "59" or len(fraction) > 9:
         return None
     return minute + int(second) * _NS + int(fraction.ljust(9, "0") or 0)
 

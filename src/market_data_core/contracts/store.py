@@ -143,8 +143,7 @@ class Group(Protocol):
     def finish(self, bad: Sequence[BadRow]) -> tuple[bytes, Sequence[Message]]:
         """The checkpoint and messages, those of signals among them.
 
-        Called inside the transaction, given which bars were refused; must not block or have
-        effects.
+        Called inside the transaction, given the refused bars; must not block or have effects.
         """
         ...
 
@@ -311,9 +310,8 @@ class Tables(Protocol):
 
         Args:
             table: any but that of the bars.
-            rows: objects with an attribute for each column of ``table.written``; times are
-                datetimes with a zone or UTC ns, days are dates, JSON are dictionaries or lists. Of
-                several rows with one key the last counts.
+            rows: objects with an attribute for each column of ``table.written``: datetimes with a
+                zone or UTC ns, dates, dictionaries or lists for JSON. Of one key the last counts.
 
         Raises:
             RejectedError: a row can never be stored; nothing was written.
