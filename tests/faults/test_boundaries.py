@@ -13,7 +13,7 @@ from tests.faults.recordings import trades, write_recording
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(600)]
 
 _DEATHS_MAX = 10_000  # on a server every look is a transaction, and each signal is a message
-_EACH = 24
+_EACH = 6
 """So many meetings of a boundary are tried one by one in the long campaign, later ones at growing
 distances, since most of them are of the same kind."""
 _BUSES = {"embedded": "postgres", "redis": "sqlite", "kafka": "postgres"}
@@ -31,7 +31,7 @@ def _counts() -> Iterator[int]:
     count = 1
     while count < _DEATHS_MAX:
         yield count
-        step = 1 if count < _EACH else count // 4
+        step = 1 if count < _EACH else count // 3
         count += step if THOROUGH else count
 
 
