@@ -45,6 +45,8 @@ class Entry:
             the live lane. What the partition held up to there before is not appended again.
         key: an entry whose key the topic has seen is not appended again; "" for no check.
         symbol: of all events inside; "" where there are several, or none.
+        begin: for a lane, how many events of the source come before this entry. Where an append can
+            be cut off between two entries, it tells up to where those before lack nothing.
     """
 
     partition: int
@@ -56,6 +58,7 @@ class Entry:
     source: int = 0
     key: str = ""
     symbol: str = ""
+    begin: int = 0
 
 
 class Record(NamedTuple):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import pairwise, repeat
 
 import msgspec
 import numpy as np
@@ -208,8 +208,9 @@ class Producer:
         self._belong[0] += 1
         if self._sources is not None and self._source <= self._sources[0]:
             return
-        source = self._source if self._sources is not None else 0
-        self._rejected.append(Entry(0, self._codec.encode_rejected(item), 1, source=source))
+        begin, source = (self._source - 1, self._source) if self._sources is not None else (0, 0)
+        payload = self._codec.encode_rejected(item)
+        self._rejected.append(Entry(0, payload, 1, source=source, begin=begin))
 
     async def flush(self) -> None:
         """Write everything taken so far, and marks where time has moved on; durable on return."""
@@ -219,7 +220,7 @@ class Producer:
         for batches in waiting.values():
             entries += self._split(batches)
         if self._sources is not None:
-            entries.sort(key=lambda e: e.source)  # a resumed lane skips by the greatest source
+            entries.sort(key=lambda e: e.begin)  # as much as can be is settled with each of them
         entries += self._progress(entries)
         self.pending = 0
         if not entries:
@@ -272,7 +273,6 @@ class Producer:
     def _entries(
         self, partition: int, batch: EventBatch, source: NDArray[np.int64] | None
     ) -> Iterator[Entry]:
-        reached = 0
         self._belong[partition] += len(batch)
         if source is not None and self._sources is not None:
             held = self._sources[partition]
@@ -281,19 +281,39 @@ class Producer:
                 batch, source = batch.take(rows), source[rows]
                 if not len(batch):
                     return
-            reached = int(source[-1]) + 1
         payloads = self._codec.encode_events(batch, self._settings.codec)
         if self._settings.codec == "columnar":
             span = int(batch.src_ts.min()), int(batch.src_ts.max())
+            begin, reached = (0, 0) if source is None else (int(source[0]), int(source[-1]) + 1)
             only = batch.symbols[0] if len(batch.symbols) == 1 else ""
             for payload in payloads:
                 yield Entry(
-                    partition, payload, len(batch), batch.provider, *span, reached, symbol=only
+                    partition,
+                    payload,
+                    len(batch),
+                    batch.provider,
+                    *span,
+                    reached,
+                    symbol=only,
+                    begin=begin,
                 )
             return
         symbols = (batch.symbols[code] for code in batch.codes.tolist())
-        for ts, symbol, payload in zip(batch.src_ts.tolist(), symbols, payloads, strict=True):
-            yield Entry(partition, payload, 1, batch.provider, ts, ts, reached, symbol=symbol)
+        places = repeat(-1) if source is None else source.tolist()
+        times = batch.src_ts.tolist()
+        for ts, symbol, place, payload in zip(times, symbols, places, payloads, strict=False):
+            begin = max(place, 0)
+            yield Entry(
+                partition,
+                payload,
+                1,
+                batch.provider,
+                ts,
+                ts,
+                place + 1,
+                symbol=symbol,
+                begin=begin,
+            )
 
     def _progress(self, entries: Sequence[Entry]) -> list[Entry]:
         """Marks for partitions in which a window could close but whose symbols are quiet.

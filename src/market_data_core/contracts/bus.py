@@ -94,7 +94,7 @@ class Bus(Protocol):
         ...
 
     async def source(self, topic: str, partition: int) -> int:
-        """The greatest ``Entry.source`` ever appended."""
+        """The greatest ``Entry.source`` up to which all that was to be appended is there."""
         ...
 
     async def position_at(self, topic: str, partition: int, append_ns: int) -> int:

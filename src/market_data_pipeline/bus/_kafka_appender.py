@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import threading
 import time
 from collections import OrderedDict
@@ -17,7 +16,7 @@ from confluent_kafka import KafkaError, KafkaException, Message, Producer
 from market_data_core.errors import TransientError
 from market_data_core.records import Entry
 from market_data_core.redaction import redact
-from market_data_pipeline.bus._kafka_heads import header_of
+from market_data_pipeline.bus._kafka_heads import header_of, settled_by
 from market_data_pipeline.bus._kafka_link import Link
 
 log = structlog.get_logger("kafka")
@@ -35,7 +34,7 @@ class Known:
     Attributes:
         looked: whether it was looked at whether the topic holds anything.
         primed: whether the keys at the topic's end were looked up.
-        sources: greatest source position by partition.
+        sources: by partition, up to how many events of the source it has all of its own.
     """
 
     def __init__(self) -> None:
@@ -83,7 +82,8 @@ class Append:
     def __init__(self, topic: str, entries: Sequence[Entry], left: list[int]) -> None:
         self.topic, self.entries = topic, entries
         self._items = tuple(entries)
-        self.token = int.from_bytes(os.urandom(7))
+        settled = settled_by([self._items[i] for i in left])
+        self._settled = dict(zip(left, settled, strict=True))
         self.done = asyncio.Event()
         self.error: KafkaError | None = None
         self._loop = asyncio.get_running_loop()
@@ -128,7 +128,7 @@ class Append:
                     e.symbol or None,
                     e.partition,
                     on_delivery=partial(self._delivered, index),
-                    headers=header_of(e, self.token),
+                    headers=header_of(e, self._settled[index]),
                 )
             except (BufferError, KafkaException) as error:
                 with self._lock:

@@ -83,7 +83,7 @@ class Browser:
         return None
 
     def source(self, name: str, partition: int) -> int:
-        """The greatest source position, looked for from the end."""
+        """Up to how many events of the source all are there, looked for from the end."""
         bounds = self._topics.bounds(name, partition)
         first, end = bounds.first, bounds.next
         size, to = _TAIL, end
@@ -91,7 +91,7 @@ class Browser:
             while to > first:
                 begin = max(first, to - size)
                 found = max(
-                    (head_of(m).source for m in self._messages(name, partition, begin, to)),
+                    (head_of(m).settled for m in self._messages(name, partition, begin, to)),
                     default=0,
                 )
                 if found:

@@ -213,7 +213,7 @@ class KafkaBus:
         return await self._in_thread(lambda: self._browser.received(topic, partition, offset))
 
     async def source(self, topic: str, partition: int) -> int:
-        """The greatest source position, looked for from the end."""
+        """Up to how many events of the source all are there, looked for from the end."""
         await self._info(topic, partition)
         return await self._in_thread(lambda: self._browser.source(topic, partition))
 

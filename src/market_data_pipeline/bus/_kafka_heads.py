@@ -7,6 +7,7 @@ their turn have both appended it. What tells is in the header, so every reader l
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from typing import Annotated
 
 import msgspec
@@ -17,7 +18,6 @@ from market_data_pipeline.bus._inbox import span_of
 
 HEADER = "mdp"
 _KEYS_MAX = 65_536
-_APPENDS_MAX = 256
 
 
 class Head(msgspec.Struct, frozen=True, array_like=True):
@@ -30,7 +30,8 @@ class Head(msgspec.Struct, frozen=True, array_like=True):
         max_ts: greatest src_ts inside, UTC ns.
         source: see :class:`market_data_core.records.Entry`.
         key: likewise.
-        append: the append that it is of, at random; 0 where `source` is.
+        settled: up to how many events of the source the partition has all of its own, once this
+            message is there: less than `source` where others of the same append are to follow.
     """
 
     count: Annotated[int, msgspec.Meta(ge=0)]
@@ -39,7 +40,7 @@ class Head(msgspec.Struct, frozen=True, array_like=True):
     max_ts: int = 0
     source: int = 0
     key: str = ""
-    append: int = 0
+    settled: int = 0
 
 
 FOREIGN = Head(1)
@@ -48,11 +49,28 @@ _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(Head).decode
 
 
-def header_of(entry: Entry, append: int) -> dict[str, str | bytes | None]:
+def header_of(entry: Entry, settled: int) -> dict[str, str | bytes | None]:
     """The headers of the message that carries an entry."""
     span = entry.provider, entry.min_ts, entry.max_ts
-    own = Head(entry.count, *span, entry.source, entry.key, append if entry.source else 0)
-    return {HEADER: _encode(own)}
+    return {HEADER: _encode(Head(entry.count, *span, entry.source, entry.key, settled))}
+
+
+def settled_by(entries: Sequence[Entry]) -> list[int]:
+    """:attr:`Head.settled` of each entry of an append.
+
+    A process may die when the log has only the first ones. So all that counts as there, before the
+    last one of a partition is, ends where one that is to follow begins.
+    """
+    follows: dict[int, int] = {}
+    settled: list[int] = []
+    ends: dict[int, int] = {}
+    for e in entries:
+        ends[e.partition] = max(ends.get(e.partition, 0), e.source)
+    for e in reversed(entries):
+        settled.append(follows.get(e.partition, ends[e.partition]) if e.source else 0)
+        if e.source:
+            follows[e.partition] = min(follows.get(e.partition, e.begin), e.begin)
+    return settled[::-1]
 
 
 def head_of(message: Message) -> Head:
@@ -80,23 +98,18 @@ def span_head(head: Head, payload: bytes) -> Head:
 class Admission:
     """Which messages of one partition have effect, told in the order of their offsets.
 
-    A key has effect once. A source position has effect if it is beyond all that other appends had
-    brought when its own began: so all entries of one append stand or fall together.
+    A key has effect once. A source position has effect if the log did not have all up to there
+    before: a feeder goes on where an earlier one has settled everything, so what it brings again
+    is there already, whatever of the earlier one comes late.
     """
 
     def __init__(self) -> None:
         self._keys: OrderedDict[str, int] = OrderedDict()
-        self.rewind()
-
-    @property
-    def source(self) -> int:
-        """The greatest source position that had effect."""
-        return self._source
+        self._settled = 0
 
     def rewind(self) -> None:
         """Begin at another offset: source positions are told anew, keys stay where they were."""
-        self._source = 0
-        self._floors: OrderedDict[int, int] = OrderedDict()
+        self._settled = 0
 
     def admits(self, offset: int, head: Head) -> bool:
         """Whether the next message has effect."""
@@ -108,10 +121,7 @@ class Admission:
             if len(self._keys) > _KEYS_MAX:
                 self._keys.popitem(last=False)
         if head.source:
-            floor = self._floors.setdefault(head.append, self._source)
-            if len(self._floors) > _APPENDS_MAX:
-                self._floors.popitem(last=False)
-            if head.source <= floor:
+            if head.source <= self._settled:
                 return False
-            self._source = max(self._source, head.source)
+            self._settled = max(self._settled, head.settled)
         return True

@@ -20,7 +20,14 @@ from market_data_core.redaction import redact_value
 from market_data_pipeline.bus._kafka_appender import Append, Known
 from market_data_pipeline.bus._kafka_browser import _joined
 from market_data_pipeline.bus._kafka_bus import KafkaBus
-from market_data_pipeline.bus._kafka_heads import HEADER, Admission, Head, head_of, header_of
+from market_data_pipeline.bus._kafka_heads import (
+    HEADER,
+    Admission,
+    Head,
+    head_of,
+    header_of,
+    settled_by,
+)
 from market_data_pipeline.bus._kafka_link import Link
 from market_data_pipeline.bus._kafka_member import Member
 from market_data_pipeline.bus._kafka_reader import _Part
@@ -37,7 +44,7 @@ def test_a_head_comes_back() -> None:
     ((name, value),) = header_of(e, 77).items()
     assert head_of(message([("other", b"1"), (name, value)])) == Head(3, "p", -5, 7, 9, "k", 77)
     without = Entry(0, b"x", 0)
-    assert head_of(message(list(header_of(without, 77).items()))) == Head(0)
+    assert head_of(message(list(header_of(Entry(0, b"x", 0), 0).items()))) == Head(0)
 
 
 @pytest.mark.parametrize("value", [b"", b"\x91\xff", b"\x91\xa1x", b"\xc1", None, b"\x80"])
@@ -51,16 +58,42 @@ def admitted(*heads: tuple[int, Head], admission: Admission | None = None) -> li
     return [offset for offset, head in heads if found.admits(offset, head)]
 
 
-def of(source: int, append: int) -> Head:
-    return Head(1, source=source, append=append)
+def of(source: int, settled: int | None = None) -> Head:
+    return Head(1, source=source, settled=source if settled is None else settled)
 
 
-def test_entries_of_one_append_stand_or_fall_together() -> None:
-    """However the messages of two producers lie between each other."""
-    mixed = ((0, of(2, 1)), (1, of(2, 2)), (2, of(2, 1)), (3, of(2, 2)), (4, of(5, 2)))
-    assert admitted(*mixed) == [0, 2, 4]
-    overtaken = ((0, of(7, 1)), (1, of(6, 2)), (2, of(7, 2)), (3, of(8, 3)), (4, Head(1)))
-    assert admitted(*overtaken) == [0, 3, 4]
+def test_what_the_log_has_all_of_already_has_no_effect() -> None:
+    """However the messages of two feeders lie between each other, and wherever reading begins."""
+    dead = [of(3), of(5), of(6), of(9)]  # what follows the 3 comes late
+    heir = [of(5), of(6), of(9), of(11)]  # begins behind the 3
+    mixed = list(enumerate([dead[0], heir[0], dead[1], dead[2], heir[1], dead[3], *heir[2:]]))
+    assert admitted(*mixed) == [0, 1, 3, 5, 7]
+    for begin in range(len(mixed)):
+        found = admitted(*mixed[begin:])
+        assert {5, 6, 9, 11} - {mixed[at][1].source for at in found} <= {
+            head.source for _, head in mixed[:begin]
+        }
+    assert admitted((0, of(7)), (1, Head(1)), (2, of(7)), (3, Head(0))) == [0, 1, 3]
+
+
+def test_an_append_that_was_cut_off_is_brought_again() -> None:
+    """Nothing counts as there while something of the same append that begins before is to come."""
+    cut, again = of(99, 1), [of(98, 2), of(99, 99), of(200, 200)]
+    assert admitted((0, cut), *enumerate(again, 1)) == [0, 1, 2, 3]
+    assert admitted(*enumerate([cut, of(98, 98), of(99, 1), of(98, 98), of(200, 200)])) == [
+        0, 1, 2, 4,
+    ]  # fmt: skip
+
+
+def test_what_is_settled_by_each_entry() -> None:
+    entries = [
+        Entry(0, b"", source=100, begin=40), Entry(1, b"", source=60, begin=41),
+        Entry(0, b"", source=51, begin=50), Entry(1, b"mark"), Entry(0, b"", source=73, begin=72),
+    ]  # fmt: skip
+    assert settled_by(entries) == [50, 60, 72, 0, 100]
+    assert settled_by(entries[:1]) == [100]
+    alike = [Entry(0, b"", source=9)] * 3
+    assert settled_by(alike) == [0, 0, 9]
 
 
 def test_a_key_has_effect_where_it_comes_first() -> None:
