@@ -7,7 +7,13 @@ from typing import Annotated, Any, Self
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from market_data_core._config_problems import problems_of
-from market_data_core._config_types import Interval, SettingsModel, check_distinct, check_interval
+from market_data_core._config_types import (
+    Interval,
+    SettingsModel,
+    check_distinct,
+    check_interval,
+    check_symbol,
+)
 from market_data_core._config_yaml import dotted
 from market_data_core.errors import ConfigError, UsageError
 from market_data_core.intervals import parse_interval
@@ -22,6 +28,8 @@ BARS_MAX = 10_000
 _REACH = ("horizon", "bars")
 
 BarCount = Annotated[int, Field(ge=1, le=BARS_MAX)]
+IndexSymbol = Annotated[str, AfterValidator(lambda symbol: symbol and check_symbol(symbol))]
+"""A symbol in upper case, or none."""
 
 
 class FeatureParameters(SettingsModel):
@@ -56,6 +64,14 @@ class CountedParameters(FeatureParameters):
             msg = "is defined over a number of bars: give bars instead of horizon"
             raise ValueError(msg)
         return self
+
+
+class IndexParameters(FeatureParameters):
+    """Parameters of a family that compares a symbol with another one of the same feed."""
+
+    index: IndexSymbol = Field(
+        default="", description="The symbol to compare with. Empty: that of `features.index`."
+    )
 
 
 def feature_parameters(
@@ -169,6 +185,12 @@ class FeaturesSettings(SettingsModel):
         default="",
         description="A hole at least this long from the end of a symbol's bar to its next one "
         "begins a new session, beyond which no feature looks, such as `30m`. Empty: never.",
+    )
+
+    index: IndexSymbol = Field(
+        default="",
+        description="The symbol that `beta`, `correlation` and `excess` compare others with, such "
+        "as `SPY`. Empty: each of them has to name one.",
     )
 
     @model_validator(mode="after")

@@ -31,6 +31,7 @@ from market_data_core._config_features import (
     FeatureParameters,
     FeaturesSettings,
     FeatureWindow,
+    IndexParameters,
     feature_parameters,
 )
 from market_data_core._config_inference import InferenceSettings
@@ -281,6 +282,7 @@ __all__ = [
     "FeatureParameters",
     "FeatureWindow",
     "FeaturesSettings",
+    "IndexParameters",
     "InferenceSettings",
     "Interval",
     "KafkaBusSettings",

@@ -109,7 +109,8 @@ class Blocks:
         length = self._lengths[interval]
         needs = self._evaluator.needs(length)
         assert needs is not None  # noqa: S101  (only such intervals are read)
-        reader = Reader(self._store, provider, length, self._evaluator.session_gap_ns)
+        gap_ns = self._evaluator.session_gap_ns
+        reader = Reader(self._store, provider, length, gap_ns, needs.indices)
         panel = await reader.around(spans, before=needs.reach, behind=0)
         selection = affected(panel, spans, 1)
         found = await self._evaluator.evaluate(provider, selection)

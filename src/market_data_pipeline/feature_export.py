@@ -20,8 +20,10 @@ from market_data_core.contracts.store import Tables
 from market_data_core.events import OFFICIAL_SUFFIX
 from market_data_core.intervals import format_interval
 from market_data_core.tables import BARS, Select
+from market_data_pipeline.features.levels import Levels
 from market_data_pipeline.features.panel import Panel
 from market_data_pipeline.labels import Label
+from market_data_pipeline.signals.reading import stored_levels
 from market_data_pipeline.signals.rows import Needs, SelectedRows
 from market_data_store.frames import closing
 
@@ -118,12 +120,20 @@ class _Work:
         if self._what.start is not None and new:
             pieces.append(await self._before(part["provider"][0], new))
         bars = pl.concat(pieces).sort("symbol", "ts")
-        return found + await asyncio.to_thread(self._compute, bars, ended=False)
+        return found + await self._rows_of(bars, ended=False)
 
     async def end(self) -> list[pl.DataFrame]:
         """The rest of a provider's rows."""
         held, self._held = self._held, None
-        return [] if held is None else await asyncio.to_thread(self._compute, held, ended=True)
+        return [] if held is None else await self._rows_of(held, ended=True)
+
+    async def _rows_of(self, bars: pl.DataFrame, *, ended: bool) -> list[pl.DataFrame]:
+        what = self._what
+        ts = bars["ts"].to_physical().to_numpy()
+        levels = await stored_levels(
+            self._store, bars["provider"][0], what.interval_ns, self._needs.indices, ts
+        )
+        return await asyncio.to_thread(self._compute, bars, levels, ended=ended)
 
     async def _before(self, provider: str, symbols: list[str]) -> pl.DataFrame:
         """The bars before the first ones that features look at."""
@@ -133,10 +143,10 @@ class _Work:
         frame = await self._store.select(earlier)
         return frame.with_columns(given=pl.lit(True))
 
-    def _compute(self, bars: pl.DataFrame, *, ended: bool) -> list[pl.DataFrame]:
+    def _compute(self, bars: pl.DataFrame, levels: Levels, *, ended: bool) -> list[pl.DataFrame]:
         """Rows that are settled; the last symbol's others are held, unless it has `ended`."""
         what = self._what
-        panel = Panel(what.interval_ns, bars, what.session_gap_ns)
+        panel = Panel(what.interval_ns, bars, what.session_gap_ns, levels)
         due = ~bars["given"].to_numpy()
         settled = len(bars)
         if not ended:

@@ -39,7 +39,13 @@ version: 1
 bus: {partitions: 4}
 micro_batch: {windows: [2s, 10s], commit_interval_ms: 20, lease_ms: 600}
 telemetry: {metrics_port: 0}
-features: {session_gap: 12s}
+features:
+  session_gap: 12s
+  index: AA
+  windows:
+    - {name: vwap_1m, horizon: 60s}
+    - {name: beta_40s, horizon: 40s}
+    - {name: excess_btc, feature: excess, horizon: 20s, parameters: {index: BTCUSDT}}
 inference: {adapters: {rules: {enabled: false}}}
 """
 INTERVALS = ("2s", "10s")

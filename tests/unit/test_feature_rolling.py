@@ -12,7 +12,7 @@ import pytest
 import talib
 from numpy.typing import NDArray
 from scipy import stats
-from tests.unit.features._walks import INTERVAL_NS, compute, feature, walks
+from tests.unit.features._walks import INDEX, INTERVAL_NS, compute, feature, levels, walks
 
 from market_data_core import registry
 
@@ -44,17 +44,41 @@ def newest(count: int, formula: Callable[[pd.DataFrame], float]) -> Reference:
     ]
 
 
-def ago(horizon: str) -> Callable[[pd.DataFrame], NDArray[np.float64]]:
-    """The close as of a horizon ago, from pandas' merge of the nearest earlier key."""
+def ago(horizon: str, column: str = "close") -> Callable[[pd.DataFrame], NDArray[np.float64]]:
+    """A column as of a horizon ago, from pandas' merge of the nearest earlier key."""
 
     def values(bars: pd.DataFrame) -> NDArray[np.float64]:
         wanted = pd.DataFrame({"key": bars.index - pd.Timedelta(horizon)})
-        there = pd.DataFrame({"key": bars.index, "close": bars["close"].to_numpy()})
+        there = pd.DataFrame({"key": bars.index, "value": bars[column].to_numpy()})
         limit = pd.Timedelta(horizon) - pd.Timedelta(1, "ns")
         found = pd.merge_asof(wanted, there, on="key", tolerance=limit)
-        return np.asarray(found["close"], dtype=float)
+        return np.asarray(found["value"], dtype=float)
 
     return values
+
+
+def index_as_of(times: pd.DatetimeIndex) -> NDArray[np.float64]:
+    """The index's close as of the times, if it is less than five minutes old."""
+    starts, closes = levels().closes[INDEX]
+    there = pd.DataFrame({"key": pd.to_datetime(starts), "close": closes})
+    limit = pd.Timedelta("300s") - pd.Timedelta(1, "ns")
+    found = pd.merge_asof(pd.DataFrame({"key": times}), there, on="key", tolerance=limit)
+    return np.asarray(found["close"], dtype=float)
+
+
+def pairs(bars: pd.DataFrame) -> pd.DataFrame:
+    returns = bars[["close", "index"]].pct_change(fill_method=None).dropna()
+    return returns if len(returns) > 1 else returns[:0]
+
+
+def slope(bars: pd.DataFrame) -> float:
+    found = pairs(bars)
+    return float(stats.linregress(found["index"], found["close"]).slope) if len(found) else np.nan
+
+
+def pearson(bars: pd.DataFrame) -> float:
+    found = pairs(bars)
+    return float(stats.pearsonr(found["index"], found["close"]).statistic) if len(found) else np.nan
 
 
 def log_returns(bars: pd.DataFrame) -> pd.Series:
@@ -126,6 +150,9 @@ REFERENCES: dict[str, Reference] = {
     "bollinger_bandwidth": lambda bars: bands(bars, "bandwidth"),
     "zscore": lambda bars: (bars["close"] - rolled(bars).mean()) / rolled(bars).std(),
     "volume_ratio": lambda bars: bars["volume"] / bars["volume"].shift().rolling(20).mean(),
+    "beta": over("300s", slope),
+    "correlation": over("300s", pearson),
+    "excess": lambda b: b["close"] / ago("60s")(b) - b["index"] / ago("60s", "index")(b),
 }
 
 # the same families with a reach of the other kind, or settings of their own
@@ -163,6 +190,14 @@ OTHERS: dict[str, tuple[str, dict[str, Any], Reference]] = {
         {"bars": 5, "parameters": {"width": 3}},
         newest(5, ta("BBANDS", "close", timeperiod=5, nbdevup=3.0)),
     ),
+    "beta of bars": (
+        "beta",
+        {"bars": 12, "parameters": {"index": "idx"}},
+        lambda b: np.where(np.arange(len(b)) < 11, np.nan, newest(12, slope)(b)),
+    ),
+    "excess of bars": (
+        "excess", {"bars": 3}, lambda b: b["close"].pct_change(3) - b["index"].pct_change(3),
+    ),
     "zscore of horizon": (
         "zscore",
         {"horizon": "20s"},
@@ -183,6 +218,7 @@ def expected(reference: Reference, frame: pl.DataFrame) -> NDArray[np.float64]:
         part = frame.filter(pl.col("symbol") == symbol)
         data = {name: part[name].to_numpy() for name in part.columns if name != "symbol"}
         bars = pd.DataFrame(data).set_index(pd.DatetimeIndex(pd.to_datetime(data["ts"])))
+        bars["index"] = index_as_of(bars.index)
         with np.errstate(all="ignore"):
             values.append(np.asarray(reference(bars), dtype=float))
     found = np.concatenate(values)

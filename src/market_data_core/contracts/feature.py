@@ -3,20 +3,49 @@
 A value at a bar is a function of a fixed set of bars: that bar and those before it that lie within
 a number of bars or a horizon, and within the session. It depends on nothing else, so it does not
 matter where reading began, in which pieces bars came, or how many were computed at once.
+
+Another symbol, an index, is looked at through a column of the bars themselves: its close as of each
+bar. So a feature across symbols is windows and sums like any other.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, NewType, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from market_data_core.intervals import NS_PER_S
+
 Floats = NDArray[np.float64]
 
-Column = Literal["open", "high", "low", "close", "volume", "vwap", "trade_count", "log_return"]
+IndexColumn = NewType("IndexColumn", str)
+"""``close@SYMBOL``: the close of that symbol's newest bar, of the same feed and interval, which
+begins at or before the bar, and less than :func:`index_age_ns` before it; else NaN."""
+Column = (
+    Literal["open", "high", "low", "close", "volume", "vwap", "trade_count", "log_return"]
+    | IndexColumn
+)
 """What features may look at. ``log_return`` is ln(close / close of the bar before)."""
+
+_INDEX = "close@"
+_INDEX_AGE_NS, _INDEX_AGE_BARS = 300 * NS_PER_S, 5
+
+
+def index_column(symbol: str) -> IndexColumn:
+    """The column that tells of `symbol` at the bars of any other."""
+    return IndexColumn(_INDEX + symbol)
+
+
+def index_of(column: str) -> str | None:
+    """The symbol that a column tells of; None if it is one of the bars' own."""
+    return column.removeprefix(_INDEX) if column.startswith(_INDEX) else None
+
+
+def index_age_ns(interval_ns: int) -> int:
+    """How long a bar of an index counts if no newer one comes: 5 minutes, or 5 bars if longer."""
+    return max(_INDEX_AGE_NS, _INDEX_AGE_BARS * interval_ns)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,12 @@ from typing import Any, NamedTuple, get_args
 
 from market_data_core import registry
 from market_data_core._suggest import did_you_mean
-from market_data_core.config import FeatureParameters, FeaturesSettings, feature_parameters
+from market_data_core.config import (
+    FeatureParameters,
+    FeaturesSettings,
+    IndexParameters,
+    feature_parameters,
+)
 from market_data_core.contracts.feature import Feature
 from market_data_core.errors import ConfigError, UsageError
 from market_data_core.intervals import format_interval
@@ -50,7 +55,7 @@ def catalog(settings: FeaturesSettings, interval_ns: int) -> Mapping[str, Featur
 
 class _Catalog(Mapping[str, Feature]):
     def __init__(self, settings: FeaturesSettings, interval_ns: int) -> None:
-        self._interval_ns = interval_ns
+        self._interval_ns, self._index = interval_ns, settings.index
         self._families = registry.backends("feature")
         self._made: dict[str, Feature] = {}
         self._configured: dict[str, tuple[Backend, FeatureParameters, str]] = {}
@@ -110,6 +115,14 @@ class _Catalog(Mapping[str, Feature]):
                 msg = f"{where}: parameters.line is given, and so is feature {bare.line!r}"
                 raise ConfigError(msg)
             given = {**given, "line": bare.line}
+        if issubclass(_model(backend), IndexParameters) and not given.get("index"):
+            if not self._index:
+                msg = (
+                    f"{where}: compares with another symbol; name it as parameters: "
+                    "{index: SPY}, or as features.index for all"
+                )
+                raise ConfigError(msg)
+            given = {**given, "index": self._index}
         return backend, feature_parameters(_model(backend), given, where), where
 
     def _make(self, name: str) -> Feature:

@@ -10,8 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from market_data_core.bars import BarBatch
+from market_data_core.contracts.feature import index_of
 from market_data_pipeline.features._bars import Strip
 from market_data_pipeline.features._log import log
+from market_data_pipeline.features.levels import NO_LEVELS, Levels
 from market_data_pipeline.features.panel import Panel
 from market_data_pipeline.features.selection import Selection
 
@@ -55,6 +57,7 @@ class History:
         wanted = {**depths, "close": max(depths.get("close", 0), 2), "ts": deepest}
         wanted["available"] = 2
         self._caps = {name: depth + _MARGIN for name, depth in wanted.items()}
+        self._own = [name for name in wanted if name not in _DERIVED and index_of(name) is None]
         self._names: list[str] = []
         self._codes: dict[str, int] = {}
         self._forgotten: set[str] = set()
@@ -101,11 +104,12 @@ class History:
             values |= {name: column[rows] for name, column in panel.columns.items()}
             self._push(codes[here], values)
 
-    def put(self, batch: BarBatch) -> Iterator[Put]:
+    def put(self, batch: BarBatch, levels: Levels = NO_LEVELS) -> Iterator[Put]:
         """Take bars in; every answer has to be dealt with before the next one is asked for.
 
         Args:
             batch: of known symbols; of a symbol that has one of that time already, it is changed.
+            levels: of the symbols that others are compared with, as of these bars.
         """
         codes = np.array([self._codes[symbol] for symbol in batch.symbols], np.intp)[batch.codes]
         order = np.lexsort((batch.ts, codes))
@@ -114,11 +118,13 @@ class History:
         place = np.arange(len(codes)) - np.repeat(first, np.diff(first, append=len(codes)))
         for begin in range(0, int(place.max(initial=-1)) + 1, AT_ONCE):
             part = (place >= begin) & (place < begin + AT_ONCE)
-            yield self._put(batch.take(part), codes[part], place[part] - begin)
+            taken = batch.take(part)
+            bars = {name: getattr(taken, name) for name in self._own} | levels.columns(taken.ts)
+            yield self._put(bars, codes[part], place[part] - begin)
 
-    def _put(self, batch: BarBatch, codes: NDArray[np.intp], place: NDArray[Any]) -> Put:
-        bars: dict[str, NDArray[Any]]
-        bars = {name: getattr(batch, name) for name in self._columns if name not in _DERIVED}
+    def _put(
+        self, bars: dict[str, NDArray[Any]], codes: NDArray[np.intp], place: NDArray[Any]
+    ) -> Put:
         if "trade_count" in bars:  # a vendor's own bar may not tell
             counts = bars["trade_count"]
             bars["trade_count"] = np.where(counts < 0, np.nan, counts)

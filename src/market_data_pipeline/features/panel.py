@@ -11,6 +11,7 @@ from market_data_core.bars import VALUE_COLUMNS
 from market_data_core.contracts.feature import Floats
 from market_data_pipeline.features._bars import Strip
 from market_data_pipeline.features._log import log
+from market_data_pipeline.features.levels import NO_LEVELS, Levels
 from market_data_pipeline.features.selection import Selection
 
 if TYPE_CHECKING:
@@ -25,16 +26,23 @@ class Panel:
         frame: rows with the columns ``symbol``, ``ts`` and those of values, ordered by symbol and
             ts; each (symbol, ts) once.
         session_gap_ns: a hole at least this long begins a new session; 0: never.
+        levels: of the symbols that others are compared with.
 
     Attributes:
         symbols: in order.
         codes: shape (n,): the symbol of each bar.
         ts: shape (n,), int64: start of each bar, UTC ns.
-        columns: name -> shape (n,), float64, with ``log_return``.
+        columns: name -> shape (n,), float64, with ``log_return`` and those of `levels`.
         available: shape (n,), int64: bars of its symbol's session up to and including each.
     """
 
-    def __init__(self, interval_ns: int, frame: pl.DataFrame, session_gap_ns: int) -> None:
+    def __init__(
+        self,
+        interval_ns: int,
+        frame: pl.DataFrame,
+        session_gap_ns: int,
+        levels: Levels = NO_LEVELS,
+    ) -> None:
         self.interval_ns = interval_ns
         names = frame["symbol"].to_numpy()
         n = len(names)
@@ -47,6 +55,7 @@ class Panel:
             name: frame[name].cast(float).fill_null(float("nan")).to_numpy()
             for name in VALUE_COLUMNS
         }
+        self.columns |= levels.columns(self.ts)
         fresh = first.copy()
         if session_gap_ns:
             fresh[1:] |= np.diff(self.ts) - interval_ns >= session_gap_ns

@@ -29,6 +29,7 @@ from market_data_pipeline.patience import patient
 from market_data_pipeline.signals.checkpoint import GROUP_SUFFIX
 from market_data_pipeline.signals.editions import Editions
 from market_data_pipeline.signals.evaluator import Evaluator, Guard, Unguarded
+from market_data_pipeline.signals.index import ClosedWindows
 from market_data_pipeline.signals.lane import LaneSignals
 from market_data_pipeline.signals.renewal import Renewal
 from market_data_pipeline.signals.settings import Signalled, SignalsSettings
@@ -130,8 +131,9 @@ async def live_signals(
 
     editions = Editions(evaluator, built)
     renewal = Renewal(_files(parts.settings, kinds), built, evaluator.version)
+    closed = ClosedWindows(parts.store, parts.generations, bus.group, bus.partitions)
     worker = SignalWorker(
-        parts.bus, parts.store, commits, info, settings, editions, parts.clock, renewal
+        parts.bus, parts.store, commits, info, settings, editions, parts.clock, closed, renewal
     )
     parts.progress.signalled = worker.done
     return worker

@@ -54,6 +54,7 @@ class SignalsCheckpoint(msgspec.Struct, frozen=True, kw_only=True):
         series: what was evaluated.
         editions: of rules and models, the latest last.
         signals: signals that were given so far, retractions not counted.
+        index: partition of an index -> from where on its changes were not followed.
     """
 
     log_id: str
@@ -62,6 +63,7 @@ class SignalsCheckpoint(msgspec.Struct, frozen=True, kw_only=True):
     series: list[Series] = []
     editions: list[Edition] = []
     signals: int = 0
+    index: dict[int, int] = {}
     version: str = _VERSION
 
     def encode(self) -> bytes:

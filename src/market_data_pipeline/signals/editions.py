@@ -94,6 +94,17 @@ class Editions:
         needs = [made.needs(interval_ns) for made in self._made.values() if made]
         return max((one.reach for one in needs if one), default=0)
 
+    def indices(self, interval_ns: int) -> tuple[str, ...]:
+        """The symbols that others are compared with, by any evaluator so far."""
+        made = filter(None, self._made.values())
+        return tuple(sorted({symbol for one in made for symbol in one.indices(interval_ns)}))
+
+    @property
+    def compared_with(self) -> frozenset[str]:
+        """The symbols that any others are compared with, at bars of any interval so far."""
+        made = filter(None, self._made.values())
+        return frozenset(symbol for one in made for symbol in one.compared_with)
+
     @property
     def cooldown_ns(self) -> int:
         """The longest cooldown of any of them."""
@@ -127,6 +138,10 @@ class EditionsOf:
     def reach(self, interval_ns: int) -> int:
         """How many bars, at most, look at a bar; 0 if nothing does."""
         return self._editions.reach(interval_ns)
+
+    def indices(self, interval_ns: int) -> tuple[str, ...]:
+        """The symbols that others are compared with."""
+        return self._editions.indices(interval_ns)
 
     def parts(self, selection: Selection) -> Iterator[tuple[Evaluator, Selection]]:
         """The bars by who evaluates them, the earliest first; some may have no evaluator."""

@@ -133,6 +133,17 @@ class Evaluator:
         needs = self.needs(interval_ns)
         return needs.reach if needs else 0
 
+    def indices(self, interval_ns: int) -> tuple[str, ...]:
+        """The symbols that others are compared with."""
+        needs = self.needs(interval_ns)
+        return needs.indices if needs else ()
+
+    @property
+    def compared_with(self) -> frozenset[str]:
+        """The same, for all intervals that were asked for."""
+        needs = filter(None, self._needs.values())
+        return frozenset(symbol for one in needs for symbol in one.indices)
+
     def parts(self, selection: Selection) -> list[tuple[Evaluator, Selection]]:
         """All bars are evaluated by itself."""
         return [(self, selection)]

@@ -24,8 +24,9 @@ from market_data_pipeline.signals.checkpoint import (
 )
 from market_data_pipeline.signals.editions import ALWAYS
 from market_data_pipeline.signals.evaluator import Evaluator
+from market_data_pipeline.signals.index import compared_spans
 from market_data_pipeline.signals.observe import SignalsObserver
-from market_data_pipeline.signals.ranges import blocks, revise_range
+from market_data_pipeline.signals.ranges import blocks, revise_range, united
 from market_data_pipeline.signals.settings import Signalled
 from market_data_pipeline.windows.writer import GroupWriter
 
@@ -79,6 +80,7 @@ class LaneSignals:
         async with self._commits:
             await self._writer.publish(left)
             spans, end = await self._told()
+            spans = await patient(lambda: self._widened(spans))
             edition = Edition(ALWAYS, self._evaluator.version)
             ended = SignalsCheckpoint(log_id=self._bars.log_id, position=end, editions=[edition])
             same = known and (known.log_id, known.position) == (ended.log_id, ended.position)
@@ -116,6 +118,16 @@ class LaneSignals:
         await self._writer.publish(result.outbox)
         return replace(claim, sequence=claim.sequence + 1)
 
+    async def _widened(self, spans: _Spans) -> _Spans:
+        """With the bars that are compared with those of an index that the recording has."""
+        found: _Spans = {}
+        for key, symbols in spans.items():
+            indices = self._evaluator.indices(parse_interval(key[1]))
+            changed = [symbols[symbol] for symbol in indices if symbol in symbols]
+            others = [await compared_spans(self._store, key, span) for span in changed]
+            found[key] = united(symbols, *others)
+        return found
+
     async def _told(self) -> tuple[_Spans, int]:
         """What the recording's bars are, and how many records tell of them."""
         spans: _Spans = {}
@@ -143,10 +155,8 @@ class LaneSignals:
 
 
 def _widen(spans: _Spans, batch: BarBatch) -> None:
-    known = spans.setdefault((batch.provider, batch.interval), {})
-    for symbol, (first, last) in batch.spans().items():
-        low, high = known.get(symbol, (first, last))
-        known[symbol] = min(low, first), max(high, last)
+    key = batch.provider, batch.interval
+    spans[key] = united(spans.get(key, {}), batch.spans())
 
 
 def _blocks(spans: _Spans) -> Iterator[tuple[tuple[str, str], dict[str, tuple[int, int]]]]:

@@ -63,6 +63,16 @@ def blocks(spans: Spans, interval_ns: int) -> Iterator[dict[str, tuple[int, int]
         yield block
 
 
+def united(*some: Spans) -> dict[str, tuple[int, int]]:
+    """Of each symbol the least and the greatest time that any of the spans has."""
+    found: dict[str, tuple[int, int]] = {}
+    for spans in some:
+        for symbol, (first, last) in spans.items():
+            low, high = found.get(symbol, (first, last))
+            found[symbol] = min(low, first), max(high, last)
+    return found
+
+
 class Evaluators(Protocol):
     """Who evaluates which bars.
 
@@ -79,6 +89,10 @@ class Evaluators(Protocol):
 
     def reach(self, interval_ns: int) -> int:
         """How many bars, at most, look at a bar, its own among them; 0 if nothing does."""
+        ...
+
+    def indices(self, interval_ns: int) -> tuple[str, ...]:
+        """The symbols that others are compared with."""
         ...
 
     def parts(self, selection: Selection) -> Iterable[tuple[Evaluator, Selection]]:
@@ -101,7 +115,8 @@ async def revise_range(
     reach = evaluators.reach(interval_ns)
     if not reach or not spans:
         return Revised([], 0)
-    reader = Reader(store, provider, interval_ns, evaluators.session_gap_ns)
+    indices = evaluators.indices(interval_ns)
+    reader = Reader(store, provider, interval_ns, evaluators.session_gap_ns, indices)
     behind, hold_off_ns = reach, evaluators.cooldown_ns
     while True:
         panel = await reader.around(spans, before=reach, behind=behind)

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import aclosing
 from operator import itemgetter
 from typing import TYPE_CHECKING
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
+from market_data_core.contracts.feature import index_age_ns
 from market_data_core.contracts.store import Tables
 from market_data_core.intervals import format_interval
 from market_data_core.signals import Signal
 from market_data_core.tables import BARS, SIGNALS, Select
+from market_data_pipeline.features.levels import NO_LEVELS, Levels
 from market_data_pipeline.features.panel import Panel
 
 if TYPE_CHECKING:
     import polars as pl
+
+
+_HOLES_MAX = 7
 
 
 class Reader:
@@ -26,11 +34,19 @@ class Reader:
         provider: the feed's name.
         interval_ns: the bars' length.
         session_gap_ns: a hole at least this long begins a new session; 0: never.
+        indices: symbols that others are compared with.
     """
 
-    def __init__(self, store: Tables, provider: str, interval_ns: int, session_gap_ns: int) -> None:
+    def __init__(
+        self,
+        store: Tables,
+        provider: str,
+        interval_ns: int,
+        session_gap_ns: int,
+        indices: Sequence[str] = (),
+    ) -> None:
         self._store, self._provider, self._interval_ns = store, provider, interval_ns
-        self._session_gap_ns = session_gap_ns
+        self._session_gap_ns, self._indices = session_gap_ns, indices
 
     async def before(self, ends: Mapping[str, int], bars: int) -> Panel:
         """The newest `bars` bars of each symbol that begin before its time (UTC ns)."""
@@ -47,7 +63,7 @@ class Reader:
                 frame = frame.filter(pl.col("ts").to_physical() < pl.col("end")).drop("end")
             frames.append(frame)
         found = pl.concat(frames)
-        return self._panel(found.sort("symbol", "ts") if len(frames) > 1 else found)
+        return await self._panel(found.sort("symbol", "ts") if len(frames) > 1 else found)
 
     async def around(self, spans: Mapping[str, tuple[int, int]], before: int, behind: int) -> Panel:
         """Bars of each symbol that begin in its span, [from, to] in UTC ns, and some around them.
@@ -65,7 +81,7 @@ class Reader:
         earlier = await self._bars(symbols, end=first, last=before)
         during = await self._bars(symbols, start=first, end=last + 1)
         later = await self._next(symbols, last + 1, behind)
-        return self._panel(pl.concat([earlier, during, later]).sort("symbol", "ts"))
+        return await self._panel(pl.concat([earlier, during, later]).sort("symbol", "ts"))
 
     async def _next(self, symbols: Sequence[str], start: int, bars: int) -> pl.DataFrame:
         """At least the next `bars` bars of each symbol, or all if there are fewer."""
@@ -124,8 +140,59 @@ class Reader:
         }
         return await self._store.select(Select(BARS, where, start, end, last=last))
 
-    def _panel(self, frame: pl.DataFrame) -> Panel:
-        return Panel(self._interval_ns, frame, self._session_gap_ns)
+    async def levels(self, ts: NDArray[np.int64]) -> Levels:
+        """Closes of the indices, as of bars that begin at `ts`, UTC ns."""
+        return await stored_levels(
+            self._store, self._provider, self._interval_ns, self._indices, ts
+        )
+
+    async def _panel(self, frame: pl.DataFrame) -> Panel:
+        levels = await self.levels(frame["ts"].to_physical().to_numpy())
+        return Panel(self._interval_ns, frame, self._session_gap_ns, levels)
+
+
+async def stored_levels(
+    store: Tables, provider: str, interval_ns: int, indices: Sequence[str], ts: NDArray[np.int64]
+) -> Levels:
+    """Closes of symbols that others are compared with, as of bars that begin at `ts`, UTC ns."""
+    import polars as pl
+
+    if not indices:
+        return NO_LEVELS
+    age_ns = index_age_ns(interval_ns)
+    where = {"provider": [provider], "symbol": indices, "interval": [format_interval(interval_ns)]}
+    stretches = list(_stretches(ts, age_ns))
+    frames = [await store.select(Select(BARS, where, *stretch)) for stretch in stretches]
+    frame = pl.concat(frames)
+    return Levels.of_bars(interval_ns, stretches[0][0], stretches[-1][1] - 1, indices, frame)
+
+
+def _stretches(ts: NDArray[np.int64], age_ns: int) -> Iterator[tuple[int, int]]:
+    """From and to, not included, of what tells of bars that begin at `ts`; long holes are left."""
+    starts = np.unique(ts) if len(ts) else np.zeros(1, np.int64)
+    holes = np.diff(starts)
+    cuts = np.argsort(holes)[-_HOLES_MAX:]
+    for part in np.split(starts, np.sort(cuts[holes[cuts] > age_ns]) + 1):
+        yield int(part[0]) - age_ns, int(part[-1]) + 1
+
+
+async def stored_spans(
+    store: Tables, what: Select
+) -> dict[tuple[str, str], dict[str, tuple[int, int]]]:
+    """Provider and interval -> symbol -> starts of its first and last bar, UTC ns."""
+    import polars as pl
+
+    found: dict[tuple[str, str], dict[str, tuple[int, int]]] = {}
+    ts = pl.col("ts").to_physical()
+    async with aclosing(store.scan(what)) as frames:
+        async for frame in frames:
+            by = frame.group_by("provider", "interval", "symbol")
+            spans = by.agg(ts.min().alias("first"), ts.max().alias("last"))
+            for provider, interval, symbol, first, last in spans.iter_rows():
+                known = found.setdefault((provider, interval), {})
+                low, high = known.get(symbol, (first, last))
+                known[symbol] = min(low, first), max(high, last)
+    return found
 
 
 def _together(ends: Mapping[str, int], spread_ns: int) -> Iterator[dict[str, int]]:

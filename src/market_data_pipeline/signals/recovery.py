@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from contextlib import aclosing
 from typing import NamedTuple
 
 import msgspec
 
 from market_data_core.contracts.bus import Bus
-from market_data_core.contracts.store import Tables
 from market_data_core.records import TopicInfo
-from market_data_core.tables import BARS, Select
 from market_data_pipeline.signals.checkpoint import SignalsCheckpoint
-from market_data_pipeline.signals.part import Key
 
 
 class Beginning(NamedTuple):
@@ -43,22 +39,7 @@ async def beginning(
         cause = "" if (found or 0) == known.checksum else "log_diverged"
     if not cause:
         return Beginning(known)
-    renewed = msgspec.structs.replace(known, log_id=info.log_id, position=bounds.first, checksum=0)
+    renewed = msgspec.structs.replace(
+        known, log_id=info.log_id, position=bounds.first, checksum=0, index={}
+    )
     return Beginning(renewed, cause)
-
-
-async def lost_spans(store: Tables, since: int) -> dict[Key, dict[str, tuple[int, int]]]:
-    """Provider and interval -> symbol -> starts of its first and last bar since a time, UTC ns."""
-    import polars as pl
-
-    found: dict[Key, dict[str, tuple[int, int]]] = {}
-    ts = pl.col("ts").to_physical()
-    async with aclosing(store.scan(Select(BARS, start=since))) as frames:
-        async for frame in frames:
-            by = frame.group_by("provider", "interval", "symbol")
-            spans = by.agg(ts.min().alias("first"), ts.max().alias("last"))
-            for provider, interval, symbol, first, last in spans.iter_rows():
-                known = found.setdefault((provider, interval), {})
-                low, high = known.get(symbol, (first, last))
-                known[symbol] = min(low, first), max(high, last)
-    return found

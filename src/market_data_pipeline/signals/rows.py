@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from market_data_core.config import BAR_COLUMNS
 from market_data_core.contracts.feature import Feature, Floats
 from market_data_core.intervals import format_interval
+from market_data_pipeline.features.levels import indices_of
 from market_data_pipeline.features.selection import Selection
 
 _STORED = {"bar_vwap": "vwap"}
@@ -47,6 +48,11 @@ class Needs:
             for column in columns:
                 depths[column] = max(depths.get(column, 0), depth)
         return cls(features, backs, depths)
+
+    @property
+    def indices(self) -> tuple[str, ...]:
+        """The symbols that others are compared with."""
+        return indices_of(self.depths)
 
     @property
     def reach(self) -> int:

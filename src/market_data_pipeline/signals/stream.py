@@ -13,6 +13,7 @@ from market_data_core.contracts.store import Tables
 from market_data_core.intervals import parse_interval
 from market_data_core.signals import Signal
 from market_data_pipeline.features.history import History
+from market_data_pipeline.features.levels import Levels
 from market_data_pipeline.features.selection import Selection
 from market_data_pipeline.signals.evaluator import Evaluator
 from market_data_pipeline.signals.ranges import covered_by
@@ -44,11 +45,14 @@ class Outcome:
         changes: signals to write.
         bars: how many bars were evaluated.
         old: symbol -> starts of the first and last bar that has to be worked out from the store.
+        moved: index -> starts of the first and last bar of it that has changed since others were
+            evaluated with it.
     """
 
     changes: list[Signal] = field(default_factory=list)
     bars: int = 0
     old: dict[str, tuple[int, int]] = field(default_factory=dict)
+    moved: dict[str, tuple[int, int]] = field(default_factory=dict)
 
     def add_old(self, symbol: str, start: int) -> None:
         """A bar of `symbol` that begins at `start`, UTC ns, has to be worked out so."""
@@ -80,10 +84,12 @@ class BarStream:
         self.provider, self.interval_ns = provider, parse_interval(interval)
         self._evaluator = evaluator
         gap_ns = evaluator.session_gap_ns
-        self._reader = Reader(store, provider, self.interval_ns, gap_ns)
+        self._reader = Reader(store, provider, self.interval_ns, gap_ns, needs.indices)
         self._history = History(self.interval_ns, needs.depths, gap_ns)
         self._told, self._since = Told(), since
         self._versions: dict[str, int] = {}
+        self._levels: Levels | None = None
+        self._trusted = -_FOREVER
 
     @classmethod
     def of(
@@ -105,6 +111,28 @@ class BarStream:
         self._told.forget(symbols)
         for symbol in symbols:
             self._versions.pop(symbol, None)
+
+    def distrust(self, until: int) -> None:
+        """Bars that begin up to then, UTC ns, were evaluated by others: with what is not known."""
+        self._trusted = max(self._trusted, until + 1)
+        if self._levels:
+            self._levels = self._levels.since(self._trusted)
+
+    def has_used(self, index: str, start: int, close: float) -> bool:
+        """Whether all that was evaluated beside that bar of an index was, with that close."""
+        return self._levels is not None and self._levels.has(index, start, close)
+
+    def _use(self, levels: Levels, outcome: Outcome) -> None:
+        """Remember what bars were evaluated with, and tell where others were with something else.
+
+        Of a bar older than all that is remembered nobody knows what was used, and never will.
+        """
+        known = self._levels
+        if known:
+            outcome.moved = levels.differences(known)
+        if known is None or levels.last >= known.last:
+            self._trusted = max(self._trusted, levels.first)
+            self._levels = levels.since(self._trusted)
 
     async def _look_up(self, ends: Mapping[str, int]) -> list[str]:
         """Read what is stored of symbols that are not known: bars before `ends`, and signals.
@@ -150,7 +178,8 @@ class BarStream:
             {s: max(first, known_until(s) + 1) for s, (first, _) in spans.items()}
         )
         batch = self._less_known(batch, {s: known_until(s) for s in loaded}, outcome)
-        for put in self._history.put(batch) if len(batch) else ():
+        levels = await self._reader.levels(batch.ts)
+        for put in self._history.put(batch, levels) if len(batch) else ():
             selection = self._of_its_time(put.selection, outcome)
             found = await self._evaluator.evaluate(self.provider, selection)
             covered = covered_by(selection)
@@ -158,6 +187,8 @@ class BarStream:
             outcome.bars += len(selection)
             for symbol, start in put.old:
                 outcome.add_old(symbol, start)
+        if len(batch):
+            self._use(levels, outcome)
         return outcome
 
     def _less_known(self, batch: BarBatch, until: Mapping[str, int], outcome: Outcome) -> BarBatch:

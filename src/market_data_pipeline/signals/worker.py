@@ -16,7 +16,7 @@ from dataclasses import replace
 import msgspec
 import structlog
 
-from market_data_core.bars import MAGIC, BarBatch
+from market_data_core.bars import BarBatch
 from market_data_core.clock import Clock
 from market_data_core.contracts.bus import Bus
 from market_data_core.contracts.store import Claim, Commits, Store
@@ -24,34 +24,38 @@ from market_data_core.errors import (
     FencedError,
     LogHoleError,
     LogLostError,
-    RejectedError,
     TransientError,
 )
 from market_data_core.intervals import parse_interval
-from market_data_core.partitioning import partition_of
 from market_data_core.records import Place, Record, TopicInfo
-from market_data_core.signals import Signal
+from market_data_core.tables import BARS, Select
 from market_data_pipeline.ownership import Ownership
 from market_data_pipeline.patience import patient
 from market_data_pipeline.signals.checkpoint import (
-    Edition,
     SignalsCheckpoint,
     decode_signals_checkpoint,
 )
 from market_data_pipeline.signals.editions import ALWAYS, Editions, EditionsOf
 from market_data_pipeline.signals.evaluator import Evaluator
+from market_data_pipeline.signals.index import (
+    Closed,
+    IndexFollower,
+    IndexWaits,
+    changed_span,
+    compared_spans,
+)
 from market_data_pipeline.signals.observe import SignalsObserver
-from market_data_pipeline.signals.part import Key, Part
+from market_data_pipeline.signals.part import NEVER, Key, Part, Parts
 from market_data_pipeline.signals.ranges import Spans, blocks, revise_range
-from market_data_pipeline.signals.recovery import beginning, lost_spans
+from market_data_pipeline.signals.reading import stored_spans
+from market_data_pipeline.signals.records import bars_of
+from market_data_pipeline.signals.recovery import beginning
 from market_data_pipeline.signals.settings import Signalled, SignalsSettings
 from market_data_pipeline.signals.stream import BarStream, Since
 from market_data_pipeline.windows.writer import GroupWriter
 
 log = structlog.get_logger("inference")
 
-_NEVER = -(2**62)
-"""Before all times, UTC ns."""
 _TICK_S = 0.02
 _WAIT_S = 0.25
 
@@ -67,6 +71,7 @@ class SignalWorker:
         settings: how the worker behaves.
         editions: what is computed.
         clock: wall-clock time.
+        closed: how far the symbols that others are compared with have come.
         renewed: looked at a few times a second: what is computed from now on, None if it is as
             before.
 
@@ -83,6 +88,7 @@ class SignalWorker:
         settings: SignalsSettings,
         editions: Editions,
         clock: Clock,
+        closed: Closed,
         renewed: Callable[[], Awaitable[Evaluator | None]] | None = None,
     ) -> None:
         self._bus, self._store, self._commits, self._info = bus, store, commits, info
@@ -90,10 +96,12 @@ class SignalWorker:
         self._renewed = renewed
         self._observer = SignalsObserver(info.name, settings.group, settings.member)
         self._writer = GroupWriter(bus, store, commits, self._observer, None, info.partitions)
-        self._owned: dict[int, Part] = {}
+        self._owned = Parts(info.partitions)
         self._streams: dict[Key, BarStream | None] = {}
-        self._homes: dict[str, int] = {}
-        self._since = Since(self._latest, self._after)
+        self._since = Since(self._owned.renewed, self._owned.renewed_of)
+        self._follower = IndexFollower(bus, info, editions, self._observer)
+        self._waits = IndexWaits(editions, closed, self._observer)
+        self._held: dict[int, Sequence[Record]] = {}
         self._commit_at = 0.0
         self._ownership = Ownership(
             bus, store, info, settings.group, settings.member, settings.lease_ns, clock, patient
@@ -117,7 +125,7 @@ class SignalWorker:
                             break
                     try:
                         await self._rebalance()
-                        busy = await self._read()
+                        busy = await self._follow(stop.is_set()) | await self._read()
                     except LogHoleError as hole:
                         if part := self._owned.get(hole.partition):
                             await self._make_up(hole.partition, part, "log_hole")
@@ -125,7 +133,7 @@ class SignalWorker:
                     except LogLostError as error:
                         await self._begin_anew(error)
                         continue
-                    if time.monotonic() >= self._commit_at or self._changed:
+                    if time.monotonic() >= self._commit_at or self._owned.changed:
                         await self._commit()
                 await self._commit()
                 await self._writer.tidy()
@@ -141,6 +149,7 @@ class SignalWorker:
             self._observer.alive(self._clock.now_ns())
             if self._renewed and (evaluator := await self._renewed()):
                 self._renew(evaluator)
+                await self._follower.begin({})
         change = await self._ownership.change({n: p.claim for n, p in self._owned.items()})
         if change.surplus:
             await self._commit()
@@ -171,28 +180,16 @@ class SignalWorker:
             self._editions.of(edition)  # now, so that it is known how far any of them looks
         return msgspec.structs.replace(checkpoint, editions=editions)
 
-    def _latest(self) -> int:
-        """The latest time at which rules or models of any owned partition changed, UTC ns."""
-        parts = self._owned.values()
-        return max((p.checkpoint.editions[-1].after for p in parts), default=ALWAYS)
-
-    def _after(self, symbol: str) -> int:
-        """When those of a symbol's partition changed last, UTC ns."""
-        editions = self._editions_of(symbol)
-        return editions[-1].after if editions else ALWAYS
-
-    def _editions_of(self, symbol: str) -> Sequence[Edition]:
-        part = self._owned.get(self._home(symbol))
-        return part.checkpoint.editions if part else ()
-
     def _drop(self, number: int) -> Part | None:
         """Let go of a partition: its symbols will be somebody else's."""
         part = self._owned.pop(number, None)
-        mine = [symbol for symbol, home in self._homes.items() if home == number]
-        for stream in self._streams.values():
-            if stream:
-                stream.forget(mine)
+        self._held.pop(number, None)
+        self._forget(self._owned.symbols(number))
         return part
+
+    def _forget(self, symbols: Sequence[str]) -> None:
+        for stream in filter(None, self._streams.values()):
+            stream.forget(symbols)
 
     async def _adopt(self, claim: Claim) -> None:
         number = claim.key.partition
@@ -204,6 +201,10 @@ class SignalWorker:
         checkpoint = self._continued(found.checkpoint, reached)
         part = Part(claim, checkpoint, checkpoint.position, checkpoint.checksum, reached)
         self._owned[number] = part
+        await self._follower.begin(checkpoint.index)
+        for key, stream in self._streams.items():
+            if stream:
+                stream.distrust(reached.get(key, NEVER))
         if found.cause:
             await self._make_up(number, part, found.cause)
         log.debug("partition owned", topic=self._info.name, partition=number, token=claim.token)
@@ -217,18 +218,18 @@ class SignalWorker:
             cause=cause.replace("_", " "),
         )
         self._observer.error("log_lost")
+        self._follower.lose()
         part.dirty = True
         if not part.reached:  # nobody has begun here
             return
         since = min(part.reached.values()) - self._settings.horizon_ns
-        lost = await patient(lambda: lost_spans(self._store, since))
+        lost = await patient(lambda: stored_spans(self._store, Select(BARS, start=since)))
         for key, spans in lost.items():
-            mine = {symbol: span for symbol, span in spans.items() if self._home(symbol) == number}
+            mine = {s: span for s, span in spans.items() if self._owned.home(s) == number}
             if mine:
                 part.reached[key] = max(end for _, end in mine.values())
             await self._revise(*key, mine)
-        for stream in filter(None, self._streams.values()):
-            stream.forget([s for s, home in self._homes.items() if home == number])
+        self._forget(self._owned.symbols(number))
         await self._commit()  # before anybody reads from the store what was told
 
     async def _begin_anew(self, error: LogLostError) -> None:
@@ -246,7 +247,7 @@ class SignalWorker:
         info = await patient(lambda: self._bus.find_topic(self._info.name))
         if info is None or info.partitions != self._info.partitions:
             raise error
-        self._info = info
+        self._info = self._follower.info = info
 
     # ---- reading ---------------------------------------------------------------------------
 
@@ -255,114 +256,123 @@ class SignalWorker:
         if not positions:
             await asyncio.sleep(_TICK_S)
             return False
-        wait_s = _TICK_S if self._changed else min(_WAIT_S, self._settings.lease_ns / 6e9)
+        found = self._held or await self._poll(positions)
+        self._held = {} if await self._take(found) else dict(found)
+        if self._held:
+            await asyncio.sleep(_TICK_S)
+        return bool(found)
+
+    async def _poll(self, positions: Mapping[int, int]) -> Mapping[int, Sequence[Record]]:
+        wait_s = _TICK_S if self._owned.changed else min(_WAIT_S, self._settings.lease_ns / 6e9)
         most, name = self._settings.poll_bytes, self._info.name
         found = await patient(lambda: self._bus.poll(name, positions, most, wait_s))
         self._observer.consumed(found, self._clock.now_ns())
-        await self._take(found)
-        return bool(found)
+        return found
 
-    async def _take(self, found: Mapping[int, Sequence[Record]]) -> None:
-        """Evaluate what was read; the positions move on only when all that it changes is known."""
-        before = {number: dict(self._owned[number].reached) for number in found}
+    async def _take(self, found: Mapping[int, Sequence[Record]]) -> bool:
+        """Evaluate what was read; the positions move on only when all that it changes is known.
+
+        Returns:
+            False if it has to wait for the bars of an index; nothing was done.
+        """
         batches: dict[Key, list[tuple[BarBatch, int]]] = {}
+        ends: dict[int, dict[Key, int]] = {}
         for number, records in found.items():
-            reached = self._owned[number].reached
-            for batch in filter(None, map(self._decoded, records)):
-                key = batch[0].provider, batch[0].interval
-                batches.setdefault(key, []).append(batch)
-                last = int(batch[0].ts.max())
-                reached[key] = max(reached.get(key, last), last)
+            reached = ends[number] = dict(self._owned[number].reached)
+            for batch, version in bars_of(records, self._info.name, self._observer):
+                key = batch.provider, batch.interval
+                batches.setdefault(key, []).append((batch, version))
+                reached[key] = max(reached.get(key, NEVER), int(batch.ts.max()))
+        latest = {key: max(e.get(key, NEVER) for e in ends.values()) for key in batches}
+        if not await patient(lambda: self._waits.over(latest)):
+            return False
+        streams = {key: self._stream(key) for key in batches}
+        before = {number: self._owned[number].reached for number in found}
+        for number, reached in ends.items():
+            self._owned[number].reached = reached
         for key, some in batches.items():
-            known = {number: reached.get(key, _NEVER) for number, reached in before.items()}
-            await self._evaluate(key, some, known)
+            known = {number: reached.get(key, NEVER) for number, reached in before.items()}
+            if stream := streams[key]:
+                await self._evaluate(key, stream, some, known)
         for number, records in found.items():
             if part := self._owned.get(number):  # it may have been lost meanwhile
                 part.position = records[-1].offset + 1
                 part.checksum, part.dirty = records[-1].checksum, True
+        return True
 
     async def _evaluate(
-        self, key: Key, batches: list[tuple[BarBatch, int]], known: Mapping[int, int]
+        self,
+        key: Key,
+        stream: BarStream,
+        batches: list[tuple[BarBatch, int]],
+        known: Mapping[int, int],
     ) -> None:
         """Evaluate bars of a kind; `known` has each partition's newest that was read before."""
-        stream = self._stream(*key)
-        if stream is None:
-            return
-        outcome = await patient(lambda: stream.take(batches, lambda s: known[self._home(s)]))
+        outcome = await patient(lambda: stream.take(batches, lambda s: known[self._owned.home(s)]))
         self.done.bars += outcome.bars
-        self._add(outcome.changes)
+        self._owned.add(outcome.changes)
         if outcome.old:
             await self._revise(*key, outcome.old)
             stream.forget(outcome.old)
+        for span in outcome.moved.values():
+            await self._compare_again(key, span)
 
-    def _decoded(self, record: Record) -> tuple[BarBatch, int] | None:
-        """A batch of bars and its version; None if it is none."""
-        try:
-            if not record.payload.startswith(MAGIC):
-                raise RejectedError(reason="malformed", message="not a batch of bars")
-            batch, version = BarBatch.decode(record.payload)
-        except RejectedError as error:
-            log.warning(
-                "a record among the bars cannot be read, and is passed over",
-                topic=self._info.name,
-                partition=record.partition,
-                offset=record.offset,
-                error=str(error),
-            )
-            self._observer.error(error.reason)
-            return None
-        return (batch, version) if len(batch) else None
+    async def _follow(self, at_once: bool) -> bool:
+        """Evaluate again what was compared with bars of an index that have changed since."""
+        news = await self._follower.news(at_once)
+        if news.lost:
+            ends = [part.reached for part in self._owned.values()]
+            for key in {key for reached in ends for key in reached}:
+                newest = [reached[key] for reached in ends if key in reached]
+                span = min(newest) - self._settings.horizon_ns, max(newest)
+                await self._compare_again(key, span)
+        for key, bars in news.bars.items():
+            changed = changed_span(bars, self._owned.newest(key), self._streams.get(key))
+            if changed:
+                await self._compare_again(key, changed)
+        self._follower.settle(news)
+        return bool(news.places)
 
-    def _stream(self, provider: str, interval: str) -> BarStream | None:
+    async def _compare_again(self, key: Key, span: tuple[int, int]) -> None:
+        """Work out from the store what was compared with an index's bars of a span."""
+        found = await patient(lambda: compared_spans(self._store, key, span))
+        mine = {s: span for s, span in found.items() if self._owned.home(s) in self._owned}
+        await self._revise(*key, mine)
+        if stream := self._streams.get(key):
+            stream.forget(mine)
+
+    def _stream(self, key: Key) -> BarStream | None:
         """The state of bars of a kind; None if nothing looks at them."""
-        key = provider, interval
         if key not in self._streams:
-            self._streams[key] = BarStream.of(
-                self._store, self._editions.current, provider, interval, self._since
-            )
+            made = BarStream.of(self._store, self._editions.current, *key, self._since)
+            if made:
+                made.distrust(self._owned.newest(key))
+            self._streams[key] = made
         return self._streams[key]
-
-    def _reached(self, symbol: str, key: Key) -> int:
-        """Start of the newest bar that was read of the symbol's partition, UTC ns."""
-        part = self._owned.get(self._home(symbol))
-        return part.reached.get(key, _NEVER) if part else _NEVER
 
     async def _revise(self, provider: str, interval: str, spans: Spans) -> None:
         """Work bars out from the store, and what depends on them."""
         key, length_ns = (provider, interval), parse_interval(interval)
-        whose = EditionsOf(self._editions, self._editions_of, lambda s: self._reached(s, key))
+        whose = EditionsOf(
+            self._editions, self._owned.editions, lambda s: self._owned.reached(s, key)
+        )
         for block in blocks(spans, length_ns):
             await self._commit()  # the store has to know what was told so far
             revised = await patient(
                 lambda b=block: revise_range(self._store, whose, provider, length_ns, b)  # type: ignore[misc]
             )
             self.done.bars += revised.bars
-            self._add(revised.changes)
-
-    def _add(self, changes: Sequence[Signal]) -> None:
-        for signal in changes:
-            part = self._owned.get(self._home(signal.symbol))
-            if part:
-                part.changes.append(signal)
-                part.dirty = True
-
-    def _home(self, symbol: str) -> int:
-        """The partition of a symbol."""
-        if symbol not in self._homes:
-            self._homes[symbol] = partition_of(symbol, self._info.partitions)
-        return self._homes[symbol]
+            self._owned.add(revised.changes)
 
     # ---- writing ---------------------------------------------------------------------------
-
-    @property
-    def _changed(self) -> bool:
-        return any(part.changes for part in self._owned.values())
 
     async def _commit(self) -> None:
         """Write signals and positions of all partitions that have moved, and publish."""
         self._commit_at = time.monotonic() + self._settings.commit_interval_ns / 1e9
         work = [
-            (part, part.group(self._settings.topic)) for part in self._owned.values() if part.dirty
+            (part, part.group(self._settings.topic, self._follower.places))
+            for part in self._owned.values()
+            if part.dirty
         ]
         while work:
             try:

@@ -43,7 +43,6 @@ def test_a_head_comes_back() -> None:
     e = Entry(0, b"x", 3, "p", -5, 7, 9, "k")
     ((name, value),) = header_of(e, 77).items()
     assert head_of(message([("other", b"1"), (name, value)])) == Head(3, "p", -5, 7, 9, "k", 77)
-    without = Entry(0, b"x", 0)
     assert head_of(message(list(header_of(Entry(0, b"x", 0), 0).items()))) == Head(0)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -12,10 +13,12 @@ from numpy.typing import ArrayLike, NDArray
 from market_data_core.config import FeaturesSettings
 from market_data_core.contracts.feature import Feature, Floats
 from market_data_pipeline.features.catalog import catalog
+from market_data_pipeline.features.levels import Levels
 from market_data_pipeline.features.panel import Panel
 
 INTERVAL_NS = 2_000_000_000
 START_NS = 1_700_000_000 * 10**9
+INDEX = "IDX"
 
 
 def walks(
@@ -67,8 +70,17 @@ def prices(close: ArrayLike, **columns: ArrayLike) -> pl.DataFrame:
 def feature(name: str, interval_ns: int = INTERVAL_NS, **window: Any) -> Feature:
     """The bare column `name`, or with a window's settings one of that family."""
     windows = ({"name": "it", "feature": name, **window},) if window else ()
-    settings = FeaturesSettings.model_validate({"windows": windows})
+    settings = FeaturesSettings.model_validate({"windows": windows, "index": INDEX})
     return catalog(settings, interval_ns)["it" if window else name]
+
+
+@cache
+def levels(interval_ns: int = INTERVAL_NS) -> Levels:
+    """Closes of an index over the time of all walks, with holes."""
+    rng = np.random.default_rng(99)
+    bars = _walk(rng, 4_000, 0.05, 0.0, interval_ns)
+    closes = {INDEX: (bars["ts"], bars["close"])}
+    return Levels(interval_ns, START_NS, int(bars["ts"][-1]), closes)
 
 
 def compute(
@@ -78,9 +90,10 @@ def compute(
     *,
     interval_ns: int = INTERVAL_NS,
     session_gap_ns: int = 0,
+    index: Levels | None = None,
 ) -> dict[str, Floats]:
     """Each feature at the rows, by default all of them, in pieces as the pipeline does it."""
-    panel = Panel(interval_ns, frame, session_gap_ns)
+    panel = Panel(interval_ns, frame, session_gap_ns, index or levels(interval_ns))
     rows = np.arange(len(frame)) if rows is None else rows
     depths = {"close": max(feature.span.depth(interval_ns) for feature in features.values())}
     values = {name: np.empty(len(rows)) for name in features}

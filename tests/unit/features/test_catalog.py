@@ -187,3 +187,24 @@ def test_the_page_of_features() -> None:
     settings = FeaturesSettings.model_validate(yaml.safe_load(example[1])["features"])
     found = catalog(settings, 2 * SECOND_NS)
     assert all(found[window.name] for window in settings.windows)
+
+
+def test_an_index_that_nobody_has_named() -> None:
+    """The column is known by its name; asking for it says what is missing."""
+    found = columns()
+    assert "beta" in found
+    with pytest.raises(ConfigError, match=r"feature beta: compares .* or as features\.index"):
+        found["beta"]
+    window = {"name": "beta_5m", "horizon": "5m"}
+    with pytest.raises(ConfigError, match=r"windows\[0\] \(beta_5m\): compares with another"):
+        columns(window)
+    with pytest.raises(ConfigError, match=r"'A\|B' is not a symbol"):
+        columns({**window, "parameters": {"index": "A|B"}})
+
+
+def test_the_index_of_all_and_that_of_one() -> None:
+    window = {"name": "beta_5m", "horizon": "5m", "parameters": {"index": "qqq"}}
+    settings = FeaturesSettings.model_validate({"windows": [window], "index": "spy"})
+    found = catalog(settings, 2 * SECOND_NS)
+    assert found["beta_5m"].columns == ("close", "close@QQQ")
+    assert found["excess"].columns == ("close", "close@SPY")

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from tests.unit.features._walks import INTERVAL_NS, compute, walks
+from tests.unit.features._walks import INDEX, INTERVAL_NS, compute, levels, walks
 
 from market_data_core.config import FeaturesSettings
 from market_data_core.contracts.feature import Feature, Floats
@@ -21,8 +21,11 @@ from market_data_pipeline.features.panel import Panel
 GAP_NS = 25 * INTERVAL_NS
 SHORT: dict[str, dict[str, Any]] = {  # sets of bars so short that an example of few bars fills them
     "atr": {"bars": 2},
+    "beta": {"bars": 5},
     "bollinger": {"bars": 5},
+    "correlation": {"horizon": "24s"},
     "ema": {"bars": 3},
+    "excess": {"bars": 3},
     "kurtosis": {"horizon": "24s"},
     "log_ret": {"horizon": "10s"},
     "macd_hist": {"bars": 4, "parameters": {"fast": 2, "signal": 2}},
@@ -38,7 +41,8 @@ SHORT: dict[str, dict[str, Any]] = {  # sets of bars so short that an example of
     "zscore": {"bars": 7},
 }
 WINDOWS = [{"name": f"{name}_it", "feature": name, **reach} for name, reach in SHORT.items()]
-COLUMNS = catalog(FeaturesSettings.model_validate({"windows": WINDOWS}), INTERVAL_NS)
+SETTINGS = FeaturesSettings.model_validate({"windows": WINDOWS, "index": INDEX})
+COLUMNS = catalog(SETTINGS, INTERVAL_NS)
 FEATURES: dict[str, Feature] = {name: COLUMNS[name] for name in COLUMNS}
 DEPTH = max(feature.span.depth(INTERVAL_NS) for feature in FEATURES.values())
 
@@ -83,7 +87,7 @@ def test_neither_later_bars_nor_the_number_of_rows_matter(
 @given(frame=frames(), data=st.data())
 @settings(max_examples=12, deadline=None)
 def test_it_does_not_matter_where_bars_are_kept(frame: pl.DataFrame, data: st.DataObject) -> None:
-    panel = Panel(INTERVAL_NS, frame, GAP_NS)
+    panel = Panel(INTERVAL_NS, frame, GAP_NS, levels())
     ends = np.flatnonzero(np.diff(panel.codes, append=-1))
     capacity = DEPTH + data.draw(st.integers(1, 7))
     begins = [data.draw(st.integers(0, capacity - 1)) for _ in ends]
