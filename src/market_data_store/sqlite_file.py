@@ -6,10 +6,10 @@ import os
 import sqlite3
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import structlog
 
@@ -30,6 +30,9 @@ _PAGE_SIZE_MIN = 4096
 _JOURNAL_MAGIC = bytes.fromhex("d9d505f920a163d7")
 _FOLD_PAUSE_MIN_S, _FOLD_PAUSE_MAX_S = 1.0, 60.0
 BUSY_TIMEOUT_MS = 5_000
+ROWS_PER_STATEMENT = 200
+
+T = TypeVar("T")
 
 
 def translate(error: sqlite3.Error, path: Path) -> MdpError | sqlite3.Error:
@@ -51,6 +54,20 @@ def damaged(path: Path, what: str) -> DamagedFileError:
         "Restore it from a backup, or move it away to begin with an empty one"
     )
     return DamagedFileError(msg)
+
+
+def parts_of(rows: Sequence[T]) -> Iterator[tuple[int, Sequence[T]]]:
+    """The rows in parts for one statement each, with the place of each part's first one.
+
+    Each step of a statement gives the interpreter lock away, and taking it back is what costs.
+    """
+    for at in range(0, len(rows), ROWS_PER_STATEMENT):
+        yield at, rows[at : at + ROWS_PER_STATEMENT]
+
+
+def row_marks(rows: int, width: int) -> str:
+    """``(?,?),(?,?)``: the values of so many rows."""
+    return ",".join(["(" + ",".join("?" * width) + ")"] * rows)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ import uuid
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from market_data_core.errors import LogLostError, UsageError
 from market_data_core.records import Bounds, Entry, Record, TopicInfo
@@ -18,6 +18,8 @@ from market_data_store.sqlite_file import (
     connect,
     inode_of,
     is_there,
+    parts_of,
+    row_marks,
     transaction,
     translated,
 )
@@ -40,6 +42,21 @@ _SCHEMA = (
     "CREATE INDEX IF NOT EXISTS log_times ON log(provider, max_ts) WHERE count > 0",
     "CREATE TABLE IF NOT EXISTS keys(key TEXT PRIMARY KEY, id INTEGER NOT NULL) WITHOUT ROWID",
 )
+
+
+def _known(db: sqlite3.Connection, keys: Sequence[str]) -> set[str]:
+    """Those of the keys that the topic has."""
+    found: set[str] = set()
+    for _, part in parts_of(keys):
+        query = f"SELECT key FROM keys WHERE key IN {row_marks(1, len(part))}"
+        found.update(key for (key,) in db.execute(query, part))
+    return found
+
+
+def _insert(db: sqlite3.Connection, table: str, rows: Sequence[tuple[Any, ...]]) -> None:
+    for _, part in parts_of(rows):
+        marks = row_marks(len(part), len(part[0]))
+        db.execute(f"INSERT INTO {table} VALUES {marks}", [value for row in part for value in row])
 
 
 class TopicFile:
@@ -133,27 +150,25 @@ class TopicFile:
             for p, nxt, received, source in db.execute("SELECT * FROM heads")
         }
         held = {p: source for p, (_, _, source) in heads.items()}
-        rows = []
+        known = _known(db, [e.key for e in entries if e.key])
+        rows, keys = [], []
         for e in entries:
             if 0 < e.source <= held[e.partition]:
                 continue  # another run of the same lane was here first
             head = heads[e.partition]
-            key = e.partition << _OFFSET_BITS | head[0]
-            if (
-                e.key
-                and not db.execute(
-                    "INSERT INTO keys VALUES (?, ?) ON CONFLICT DO NOTHING", (e.key, key)
-                ).rowcount
-            ):
-                continue
-            checksum = zlib.crc32(e.payload)
-            rows.append(
-                (key, now_ns, e.count, head[1], checksum, e.provider, e.min_ts, e.max_ts, e.payload)
-            )
+            place = e.partition << _OFFSET_BITS | head[0]
+            if e.key:
+                if e.key in known:
+                    continue
+                known.add(e.key)
+                keys.append((e.key, place))
+            span, checksum = (e.min_ts, e.max_ts), zlib.crc32(e.payload)
+            rows.append((place, now_ns, e.count, head[1], checksum, e.provider, *span, e.payload))
             head[0] += 1
             head[1] += e.count
             head[2] = max(head[2], e.source)
-        db.executemany("INSERT INTO log VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
+        _insert(db, "keys", keys)
+        _insert(db, "log", rows)
         touched = {e.partition for e in entries}
         db.executemany(
             "UPDATE heads SET next = ?, received = ?, source = ? WHERE partition = ?",

@@ -10,9 +10,8 @@ from typing import Any
 from market_data_core.bars import BarBatch
 from market_data_core.contracts.store import BadRow, WriteCounts
 from market_data_core.errors import RejectedError
+from market_data_store.sqlite_file import parts_of, row_marks
 
-ROWS_PER_STATEMENT = 200
-"""One statement for many rows: each step of a statement gives the interpreter lock away once."""
 _KEY = "provider, symbol, interval, ts"
 _VALUES = "open, high, low, close, volume, vwap, trade_count"
 _COLUMNS = f"{_KEY}, {_VALUES}, state, created_at, updated_at"
@@ -110,9 +109,8 @@ def _write_fresh(db: sqlite3.Connection, rows: list[tuple[Any, ...]]) -> bool:
     fresh = True
     before = db.total_changes
     try:
-        for at in range(0, len(rows), ROWS_PER_STATEMENT):
-            part = rows[at : at + ROWS_PER_STATEMENT]
-            marks = ",".join(["(" + ",".join("?" * _WIDTH) + ")"] * len(part))
+        for at, part in parts_of(rows):
+            marks = row_marks(len(part), _WIDTH)
             db.execute(
                 f"INSERT INTO bars_ohlcv ({_COLUMNS}) VALUES {marks} ON CONFLICT DO NOTHING",
                 [value for row in part for value in row],
@@ -214,8 +212,7 @@ def _judged(
 ) -> list[tuple[int, int, int, int]]:
     """Of the rows that are not stored as they are: index, new, to be updated, different."""
     found = []
-    for at in range(0, len(rows), ROWS_PER_STATEMENT):
-        part = rows[at : at + ROWS_PER_STATEMENT]
+    for at, part in parts_of(rows):
         marks = "(" + ",".join("?" * _JUDGED_WIDTH) + ",{},{})"
         listed = ",".join([marks.format(at + i, int(only_new)) for i in range(len(part))])
         values = [value for row in part for value in row[:_JUDGED_WIDTH]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Sequence
 from dataclasses import astuple
 
 import numpy as np
@@ -19,11 +20,11 @@ from market_data_core.contracts.store import (
 )
 from market_data_core.errors import FencedError
 from market_data_store.backends._sqlite_bars import (
-    ROWS_PER_STATEMENT,
     Written,
     bad_rows,
     write_bars,
 )
+from market_data_store.sqlite_file import parts_of, row_marks
 
 MINE = "consumer_group = ? AND topic = ? AND partition = ?"
 _OUTBOX_WIDTH = 11
@@ -81,9 +82,8 @@ def commit_group(
 def _send(db: sqlite3.Connection, key: PartitionKey, messages: list[Message]) -> list[OutboxItem]:
     """Put messages into the outbox, many to a statement."""
     items: list[OutboxItem] = []
-    for at in range(0, len(messages), ROWS_PER_STATEMENT):
-        part = messages[at : at + ROWS_PER_STATEMENT]
-        marks = ",".join(["(" + ",".join("?" * _OUTBOX_WIDTH) + ")"] * len(part))
+    for _, part in parts_of(messages):
+        marks = row_marks(len(part), _OUTBOX_WIDTH)
         cursor = db.execute(
             f"INSERT INTO outbox (consumer_group, topic, partition, {MESSAGE}) VALUES {marks}",
             [value for message in part for value in (*row_of(key), *astuple(message))],
@@ -92,6 +92,12 @@ def _send(db: sqlite3.Connection, key: PartitionKey, messages: list[Message]) ->
         first = (cursor.lastrowid or 0) - len(part) + 1
         items += [OutboxItem(first + i, key.partition, m) for i, m in enumerate(part)]
     return items
+
+
+def forget_messages(db: sqlite3.Connection, published: Sequence[int]) -> None:
+    """Take messages out of the outbox."""
+    for _, part in parts_of(published):
+        db.execute(f"DELETE FROM outbox WHERE id IN {row_marks(1, len(part))}", part)
 
 
 def _told(batch: BarBatch, written: Written, tells_all: bool) -> BarBatch:

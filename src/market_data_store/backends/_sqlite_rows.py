@@ -14,7 +14,8 @@ from typing import Any
 from market_data_core.contracts.store import WriteCounts
 from market_data_core.tables import Table
 from market_data_store.backends._records import other_key, require_records, unwritable
-from market_data_store.backends._sqlite_bars import PERMANENT, ROWS_PER_STATEMENT
+from market_data_store.backends._sqlite_bars import PERMANENT
+from market_data_store.sqlite_file import parts_of, row_marks
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _NEVER = (*PERMANENT, sqlite3.ProgrammingError)
@@ -127,8 +128,7 @@ def _run(
 ) -> int:
     """Insert `values`, many to a statement; returns how many rows were written."""
     before = db.total_changes
-    for at in range(0, len(values), ROWS_PER_STATEMENT):
-        part = values[at : at + ROWS_PER_STATEMENT]
+    for at, part in parts_of(values):
         given = list(
             chain.from_iterable(row + stamps for row in part)
             if stamps
@@ -159,9 +159,9 @@ def _first_bad(
 @lru_cache(64)
 def _insert(table: Table, rows: int, conflict: str) -> str:
     names = [column.name for column in table.written] + list(table.stamps)
-    marks = ",".join(["(" + ",".join("?" * len(names)) + ")"] * rows)
     return (
-        f"INSERT INTO {table.name} AS b ({', '.join(names)}) VALUES {marks} "
+        f"INSERT INTO {table.name} AS b ({', '.join(names)}) "
+        f"VALUES {row_marks(rows, len(names))} "
         f"ON CONFLICT DO {conflict}"
     )
 

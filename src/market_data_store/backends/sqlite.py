@@ -26,7 +26,14 @@ from market_data_core.errors import DamagedFileError, UsageError
 from market_data_core.registry import Backend
 from market_data_core.tables import BARS, SIGNALS, Policy, Select, StoreStatus, Table
 from market_data_store.backends._sqlite_bars import STAGE, write_all_bars
-from market_data_store.backends._sqlite_groups import MESSAGE, MINE, commit_group, require, row_of
+from market_data_store.backends._sqlite_groups import (
+    MESSAGE,
+    MINE,
+    commit_group,
+    forget_messages,
+    require,
+    row_of,
+)
 from market_data_store.backends._sqlite_read import frame, query, select
 from market_data_store.backends._sqlite_rows import replace_row, upsert_rows
 from market_data_store.backends._sqlite_upkeep import (
@@ -216,7 +223,7 @@ class SqliteStore:
                 commit_group(db, group, now, result)
             signals = [signal for group in groups for signal in group.signals]
             result.signals = upsert_rows(db, SIGNALS, signals, now)
-            db.executemany("DELETE FROM outbox WHERE id = ?", [(i,) for i in published])
+            forget_messages(db, published)
             return result
 
         return await self._write(run)

@@ -30,10 +30,10 @@ from market_data_core.testing._store_owning import T0, S, batch
 from market_data_core.testing._store_tables import read, row
 from market_data_store import sqlite_file
 from market_data_store.backends import _sqlite_upkeep
-from market_data_store.backends._sqlite_bars import ROWS_PER_STATEMENT
 from market_data_store.backends._sqlite_read import query
 from market_data_store.backends.sqlite import SqliteStore
 from market_data_store.migrations import migrations
+from market_data_store.sqlite_file import ROWS_PER_STATEMENT
 
 Open = Callable[[], SqliteStore]
 
