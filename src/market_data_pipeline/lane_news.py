@@ -12,10 +12,11 @@ import numpy as np
 
 from market_data_core.bars import MAGIC, BarBatch
 from market_data_core.contracts.bus import Bus
-from market_data_core.contracts.store import PartitionStatus
+from market_data_core.contracts.store import PartitionStatus, Positions
 from market_data_core.events import OFFICIAL_SUFFIX
 from market_data_core.partitioning import partition_of
 from market_data_core.records import Entry, Record, TopicInfo
+from market_data_pipeline.generations import Generations
 from market_data_pipeline.windows.checkpoint import decode_checkpoint
 
 _POLL_BYTES = 4 << 20
@@ -28,6 +29,23 @@ def live_providers(rows: Collection[PartitionStatus]) -> frozenset[str]:
     """
     streams = [s for r in rows if r.checkpoint for s in decode_checkpoint(r.checkpoint).streams]
     return frozenset(s.provider + (OFFICIAL_SUFFIX if s.kind == "bar" else "") for s in streams)
+
+
+async def fed_live(
+    store: Positions, generations: Generations, group: str, partitions: int
+) -> frozenset[str]:
+    """The providers that have a live feed.
+
+    Args:
+        store: where the checkpoints are.
+        generations: of the live topic.
+        group: consumer group of the workers that cut it into windows.
+        partitions: of the first generation, if there is none yet.
+    """
+    rows = await store.status(group)
+    timeline = await generations.look(partitions)
+    topics = {generation.topic for generation in timeline.generations}
+    return live_providers([row for row in rows if row.key.topic in topics])
 
 
 async def tell_live(

@@ -17,7 +17,7 @@ from market_data_core.intervals import NS_PER_MS, NS_PER_S
 from market_data_core.records import TopicInfo
 from market_data_pipeline.assembly import Assembly, Summary
 from market_data_pipeline.holding import held
-from market_data_pipeline.lane_news import live_providers, tell_live
+from market_data_pipeline.lane_news import fed_live, tell_live
 from market_data_pipeline.pace import Pace
 from market_data_pipeline.patience import StoppedWaiting, patient, together
 from market_data_pipeline.windows.checkpoint import Counts, decode_checkpoint
@@ -88,10 +88,7 @@ class Lanes:
         bars = await parts.bus.find_topic(f"{settings.bars_topic}.{lane}")
         if live is None or bars is None:
             return
-        rows = await parts.store.status(settings.group)
-        timeline = await parts.generations.look(settings.partitions)
-        topics = {generation.topic for generation in timeline.generations}
-        fed = live_providers([row for row in rows if row.key.topic in topics])
+        fed = await fed_live(parts.store, parts.generations, settings.group, settings.partitions)
         if fed:
             await tell_live(parts.bus, bars, live, fed)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,9 @@ from tests.property._memory import Life
 from tests.property._signals_world import (
     BARS,
     FEATURES,
+    OTHER_RULES,
     PARTITIONS,
+    RULES,
     START_NS,
     SYMBOLS,
     Bar,
@@ -31,6 +33,7 @@ from market_data_core.partitioning import partition_of
 from market_data_pipeline.backends import Backends
 from market_data_pipeline.generations import Generations
 from market_data_pipeline.signals import index
+from market_data_pipeline.signals.checkpoint import Edition
 from market_data_pipeline.signals.editions import Editions
 from market_data_pipeline.signals.index import ClosedWindows, IndexFollower
 from market_data_pipeline.signals.observe import SignalsObserver
@@ -61,11 +64,11 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
 
 
 @asynccontextmanager
-async def working(world: World) -> AsyncIterator[None]:
+async def working(world: World, rules: str = RULES) -> AsyncIterator[None]:
     """One worker for the time being."""
     world.clock.advance(10 * NS_PER_S)
     stop = asyncio.Event()
-    task = asyncio.create_task(world.worker(Life()).run(stop))
+    task = asyncio.create_task(world.worker(Life(), rules=rules).run(stop))
     try:
         yield
     finally:
@@ -73,8 +76,10 @@ async def working(world: World) -> AsyncIterator[None]:
         await task
 
 
-async def agrees(world: World, bars: list[Bar]) -> bool:
-    return await world.active() == await expected(bars)
+async def agrees(
+    world: World, bars: list[Bar], editions: Mapping[int, list[Edition]] | None = None
+) -> bool:
+    return await world.active() == await expected(bars, editions)
 
 
 async def taken_back(world: World) -> bool:
@@ -103,6 +108,30 @@ async def test_a_change_that_is_seen_before_it_is_told(world: World) -> None:
         await world.bus.append(BARS, untold)
         await until(world.done)
     assert await taken_back(world)
+
+
+async def test_a_change_that_is_undone(world: World) -> None:
+    """Also where nothing was evaluated in between."""
+    async with working(world):
+        await world.write([*EARLY, *LATER])
+        await until(lambda: agrees(world, [*EARLY, *LATER]))
+        await world.write(RESTATED)
+        await until(lambda: taken_back(world))
+        await world.write([bar for bar in EARLY if bar.symbol == FEATURES.index][-1:])
+        await until(lambda: agrees(world, [*EARLY, *LATER]))
+
+
+async def test_news_where_nothing_looks_at_the_index(world: World) -> None:
+    """Rules that look at it were there before, and may be again."""
+    async with working(world, RULES):
+        await world.write(EARLY)
+        await until(lambda: agrees(world, EARLY))
+    async with working(world, OTHER_RULES):
+        await world.write(LATER)
+        await until(world.done)
+        await world.write(RESTATED)
+        editions = await world.editions()
+        await until(lambda: agrees(world, [*EARLY, *LATER, *RESTATED], editions))
 
 
 async def test_a_change_that_another_worker_did_not_see(world: World) -> None:

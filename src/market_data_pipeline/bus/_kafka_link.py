@@ -60,6 +60,8 @@ _OURS = {
     "partition.assignment.strategy": "cooperative-sticky",
     "delivery.timeout.ms": "0",
     "transactional.id": "none",
+    "retries": "2147483647",
+    "message.send.max.retries": "2147483647",
 }
 _FREE = frozenset({"linger.ms", "fetch.wait.max.ms"})
 """What we set, but anybody may set otherwise."""

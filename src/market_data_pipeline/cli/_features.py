@@ -145,7 +145,8 @@ async def archived(
         UsageError: there is no archive, or nothing in it of what is asked.
     """
     end = SRC_TS_MAX if what.end is None else what.end
-    wanted = Selection(SRC_TS_MIN, end, what.provider, what.symbols)
+    indices = what.needs.indices if what.symbols else ()  # of all symbols they are among them
+    wanted = Selection(SRC_TS_MIN, end, what.provider, (*what.symbols, *indices))
     bus = open_bus(settings)
     try:
         recording = await archive_recording(bus, root, wanted)

@@ -66,7 +66,7 @@ class Levels:
 
     def has(self, symbol: str, ts: int, close: float) -> bool:
         """Whether the symbol's bar that begins at `ts` is known, with that close."""
-        return (ts, close) in self._bars(symbol, ts, ts)
+        return symbol in self.closes and (ts, close) in self._bars(symbol, ts, ts)
 
     def since(self, first: int) -> Levels:
         """What is known of bars that begin at `first` or later."""

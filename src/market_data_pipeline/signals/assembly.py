@@ -25,6 +25,7 @@ from market_data_pipeline.features.catalog import catalog
 from market_data_pipeline.holding import held
 from market_data_pipeline.inference.adapters.rules import RulesAdapter
 from market_data_pipeline.inference.guard import guard, load_fallback
+from market_data_pipeline.lane_news import fed_live
 from market_data_pipeline.patience import patient
 from market_data_pipeline.signals.checkpoint import GROUP_SUFFIX
 from market_data_pipeline.signals.editions import Editions
@@ -160,7 +161,10 @@ async def signal_lane(
         if claim is None:
             return Signalled()
         commits = CoordinatedCommits(parts.store, _COORDINATOR)
-        lane_signals = LaneSignals(parts.bus, parts.store, commits, evaluator, bars, topic)
+        live = await patient(
+            lambda: fed_live(parts.store, parts.generations, bus.group, bus.partitions), stop=stop
+        )
+        lane_signals = LaneSignals(parts.bus, parts.store, commits, evaluator, bars, topic, live)
         parts.progress.signalled = lane_signals.done
         return await lane_signals.run(claim, stop)
 

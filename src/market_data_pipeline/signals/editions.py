@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
+import msgspec
 import numpy as np
 import structlog
 from numpy.typing import NDArray
 
 from market_data_core.errors import ConfigError
+from market_data_core.intervals import parse_interval
 from market_data_pipeline.features.selection import Selection
-from market_data_pipeline.signals.checkpoint import Edition
+from market_data_pipeline.signals.checkpoint import Edition, SignalsCheckpoint
 from market_data_pipeline.signals.evaluator import Evaluator
 
 log = structlog.get_logger("inference")
@@ -74,6 +76,21 @@ class Editions:
             version=edition.version[:12],
         )
         return None
+
+    def joined(
+        self, checkpoint: SignalsCheckpoint, reached: Mapping[tuple[str, str], int]
+    ) -> SignalsCheckpoint:
+        """A partition's checkpoint with the present one as its latest edition.
+
+        Args:
+            checkpoint: as it was.
+            reached: provider and interval -> start of the newest bar evaluated, UTC ns.
+        """
+        ends = [start + parse_interval(interval) for (_, interval), start in reached.items()]
+        editions = self.continued(checkpoint.editions, max(ends, default=ALWAYS))
+        for edition in editions:
+            self.of(edition)  # now, so that it is known how far any of them looks
+        return msgspec.structs.replace(checkpoint, editions=editions)
 
     def continued(self, editions: Sequence[Edition], after: int) -> list[Edition]:
         """A partition's editions, the present one among them.

@@ -8,7 +8,7 @@ Every worker reads that besides its own partitions; how far is part of each chec
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -92,7 +92,7 @@ class IndexWaits:
         self._editions, self._closed, self._observer = editions, closed, observer
         self._ready: dict[Key, int] = {}
         self._since: dict[Key, float] = {}
-        self._late: set[Key] = set()
+        self._late: dict[Key, int] = {}
 
     async def over(self, reached: Mapping[Key, int]) -> bool:
         """Whether bars that begin up to the given times, UTC ns, need not wait."""
@@ -107,16 +107,21 @@ class IndexWaits:
         for symbol in indices:
             until = await self._closed(provider, symbol, start)
             if until is not None and until < start + length_ns:
-                return self._patience_ends(key, symbol)
+                return self._patience_ends(key, symbol, start, until)
         self._ready[key] = start + 1
         self._since.pop(key, None)
-        self._late.discard(key)
+        self._late.pop(key, None)
         return True
 
-    def _patience_ends(self, key: Key, symbol: str) -> bool:
+    def _patience_ends(self, key: Key, symbol: str, start: int, until: int) -> bool:
+        """Whether to go on without; once it is so, until the index has come as far as that was."""
+        if self._late.get(key, until) > until:
+            return True
+        self._late.pop(key, None)
         waited_s = time.monotonic() - self._since.setdefault(key, time.monotonic())
-        if key not in self._late and waited_s >= _PATIENCE_S:
-            self._late.add(key)
+        if waited_s >= _PATIENCE_S:
+            self._late[key] = start
+            self._since.pop(key)
             log.warning(
                 "bars are evaluated before those of their index, which are not closed yet; what "
                 "that changes is corrected when they come",
@@ -193,21 +198,20 @@ class IndexFollower:
                 lambda: self._bus.poll(self.info.name, self.places, _POLL_BYTES, 0.0)
             )
         except LogHoleError:
-            self.lose()
+            self._lost = True
             raise
         except LogLostError:
             if moved := await patient(self._moved):
                 return News(places=moved, lost=True)
-            self.lose()
-            self.places.clear()
+            self._lost = True
             raise
         if not found:
             self._look_at = time.monotonic() + _LOOK_S
-        symbols = self._editions.compared_with
         for number, records in found.items():
             news.places[number] = records[-1].offset + 1
             for batch, _ in bars_of(records, self.info.name, self._observer):
-                _add(news.bars, batch, symbols)
+                indices = self._editions.indices(parse_interval(batch.interval))
+                _add(news.bars, batch, indices)
         return news
 
     async def _moved(self) -> dict[int, int]:
@@ -215,10 +219,6 @@ class IndexFollower:
         bounds = {n: await self._bus.bounds(self.info.name, n) for n in self.places}
         kept = {n: min(max(self.places[n], b.first), b.next) for n, b in bounds.items()}
         return {n: place for n, place in kept.items() if place != self.places[n]}
-
-    def lose(self) -> None:
-        """Something was removed from a partition before it was read."""
-        self._lost = True
 
     def settle(self, news: News) -> None:
         """All that was told has been dealt with."""
@@ -237,37 +237,53 @@ def _add(
         )
 
 
-def changed_span(
-    bars: Iterable[tuple[str, int, float]], reached: int, stream: BarStream | None
-) -> tuple[int, int] | None:
-    """Starts of the first and last bar of an index that others were not evaluated with as it is.
+def changed_spans(
+    bars: Iterable[tuple[str, int, float]],
+    reached: int,
+    stream: BarStream | None,
+    interval_ns: int,
+) -> Iterator[tuple[int, int]]:
+    """Starts of the first and last bars of an index that others were not evaluated with as it is.
+
+    Bars that stand far apart are in spans of their own.
 
     Args:
         bars: that were told: symbol, start and close.
         reached: start of the newest bar that was evaluated, UTC ns.
         stream: what knows which closes were used; None if nothing does.
+        interval_ns: the bars' length.
     """
-    starts = [
+    starts = sorted(
         start
         for symbol, start, close in bars
         if start <= reached and not (stream and stream.has_used(symbol, start, close))
-    ]
-    return (min(starts), max(starts)) if starts else None
+    )
+    for i, start in enumerate(starts):
+        if not i or start - starts[i - 1] > index_age_ns(interval_ns):
+            first = start
+        if i + 1 == len(starts) or starts[i + 1] - start > index_age_ns(interval_ns):
+            yield first, start
 
 
-async def compared_spans(store: Tables, key: Key, span: tuple[int, int]) -> Spans:
-    """The bars that are seen beside an index's bars of a span.
+async def compared_spans(
+    store: Tables, key: Key, indices: Sequence[str], span: tuple[int, int]
+) -> Spans:
+    """The bars that are seen beside bars of indices in a span: up to the next ones of these.
 
     Args:
         store: where they are.
         key: provider and interval.
-        span: starts of the index's first and last bar, UTC ns.
+        indices: the symbols.
+        span: starts of their first and last bar, UTC ns.
 
     Returns:
         Symbol -> starts of its first and last bar.
     """
-    provider, interval = key
-    where = {"provider": [provider], "interval": [interval]}
-    end = span[1] + index_age_ns(parse_interval(interval))
+    where = {"provider": [key[0]], "interval": [key[1]]}
+    end = span[1] + index_age_ns(parse_interval(key[1]))
+    of_indices = Select(BARS, {**where, "symbol": indices}, span[1] + 1, end)
+    following = (await stored_spans(store, of_indices)).get(key, {})
+    if following.keys() == set(indices):
+        end = max(first for first, _ in following.values())
     found = await stored_spans(store, Select(BARS, where, span[0], end))
     return found.get(key, {})

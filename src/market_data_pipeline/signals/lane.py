@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Collection, Iterator, Sequence
 from dataclasses import replace
 
 import msgspec
@@ -48,6 +48,8 @@ class LaneSignals:
         evaluator: what is computed.
         bars: the recording's topic of bars.
         topic: where its signals are published; of one partition.
+        live: providers that have a live feed: what is compared with an index of theirs, others
+            follow.
     """
 
     def __init__(
@@ -58,7 +60,9 @@ class LaneSignals:
         evaluator: Evaluator,
         bars: TopicInfo,
         topic: str,
+        live: Collection[str] = (),
     ) -> None:
+        self._live = live
         self._bus, self._store, self._commits, self._bars = bus, store, commits, bars
         self._evaluator, self._topic = evaluator, topic
         observer = SignalsObserver(bars.name, "", "")
@@ -124,8 +128,8 @@ class LaneSignals:
         for key, symbols in spans.items():
             indices = self._evaluator.indices(parse_interval(key[1]))
             changed = [symbols[symbol] for symbol in indices if symbol in symbols]
-            others = [await compared_spans(self._store, key, span) for span in changed]
-            found[key] = united(symbols, *others)
+            others = [await compared_spans(self._store, key, indices, span) for span in changed]
+            found[key] = symbols if key[0] in self._live else united(symbols, *others)
         return found
 
     async def _told(self) -> tuple[_Spans, int]:

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     import polars as pl
 
 
-_HOLES_MAX = 7
+_HOLES_MAX = 31
+"""Where bars stand far apart, what lies between them is not read, but for the shortest holes."""
 
 
 class Reader:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import structlog
 
@@ -10,6 +10,7 @@ from market_data_core.bars import MAGIC, BarBatch
 from market_data_core.errors import RejectedError
 from market_data_core.records import Record
 from market_data_pipeline.signals.observe import SignalsObserver
+from market_data_pipeline.signals.part import Key
 
 log = structlog.get_logger("inference")
 
@@ -38,3 +39,43 @@ def bars_of(
             continue
         if len(batch):
             yield batch, version
+
+
+class Polled:
+    """Records that were read of some partitions, and the bars in them.
+
+    Args:
+        records: by partition.
+        topic: of which.
+        observer: counts what cannot be read.
+
+    Attributes:
+        records: by partition.
+    """
+
+    def __init__(
+        self, records: Mapping[int, Sequence[Record]], topic: str, observer: SignalsObserver
+    ) -> None:
+        self.records = dict(records)
+        self._bars = {n: list(bars_of(some, topic, observer)) for n, some in records.items()}
+
+    def drop(self, number: int) -> None:
+        """Leave a partition out."""
+        self.records.pop(number, None)
+        self._bars.pop(number, None)
+
+    def batches(self) -> dict[Key, list[tuple[BarBatch, int]]]:
+        """The batches, with their versions, of each kind."""
+        found: dict[Key, list[tuple[BarBatch, int]]] = {}
+        for some in self._bars.values():
+            for batch, version in some:
+                found.setdefault((batch.provider, batch.interval), []).append((batch, version))
+        return found
+
+    def reached(self, number: int, before: Mapping[Key, int]) -> dict[Key, int]:
+        """Start of the newest bar of each kind in a partition, UTC ns, these and those before."""
+        found = dict(before)
+        for batch, _ in self._bars[number]:
+            key, last = (batch.provider, batch.interval), int(batch.ts.max())
+            found[key] = max(found.get(key, last), last)
+        return found

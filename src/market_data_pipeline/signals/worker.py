@@ -13,7 +13,6 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 
-import msgspec
 import structlog
 
 from market_data_core.bars import BarBatch
@@ -27,28 +26,25 @@ from market_data_core.errors import (
     TransientError,
 )
 from market_data_core.intervals import parse_interval
-from market_data_core.records import Place, Record, TopicInfo
+from market_data_core.records import Place, TopicInfo
 from market_data_core.tables import BARS, Select
 from market_data_pipeline.ownership import Ownership
 from market_data_pipeline.patience import patient
-from market_data_pipeline.signals.checkpoint import (
-    SignalsCheckpoint,
-    decode_signals_checkpoint,
-)
-from market_data_pipeline.signals.editions import ALWAYS, Editions, EditionsOf
+from market_data_pipeline.signals.checkpoint import decode_signals_checkpoint
+from market_data_pipeline.signals.editions import Editions, EditionsOf
 from market_data_pipeline.signals.evaluator import Evaluator
 from market_data_pipeline.signals.index import (
     Closed,
     IndexFollower,
     IndexWaits,
-    changed_span,
+    changed_spans,
     compared_spans,
 )
 from market_data_pipeline.signals.observe import SignalsObserver
 from market_data_pipeline.signals.part import NEVER, Key, Part, Parts
 from market_data_pipeline.signals.ranges import Spans, blocks, revise_range
 from market_data_pipeline.signals.reading import stored_spans
-from market_data_pipeline.signals.records import bars_of
+from market_data_pipeline.signals.records import Polled
 from market_data_pipeline.signals.recovery import beginning
 from market_data_pipeline.signals.settings import Signalled, SignalsSettings
 from market_data_pipeline.signals.stream import BarStream, Since
@@ -58,6 +54,9 @@ log = structlog.get_logger("inference")
 
 _TICK_S = 0.02
 _WAIT_S = 0.25
+_HELD_S = 0.05
+_PLACES_S = 5.0
+"""So long at most stays unsaved how far the changes of indices were followed."""
 
 
 class SignalWorker:
@@ -101,8 +100,8 @@ class SignalWorker:
         self._since = Since(self._owned.renewed, self._owned.renewed_of)
         self._follower = IndexFollower(bus, info, editions, self._observer)
         self._waits = IndexWaits(editions, closed, self._observer)
-        self._held: dict[int, Sequence[Record]] = {}
-        self._commit_at = 0.0
+        self._held: Polled | None = None
+        self._commit_at = self._places_at = 0.0
         self._ownership = Ownership(
             bus, store, info, settings.group, settings.member, settings.lease_ns, clock, patient
         )
@@ -165,31 +164,28 @@ class SignalWorker:
         self._editions.switch(evaluator)
         self._streams.clear()  # they keep what others look at; the store has it all
         for part in self._owned.values():
-            part.checkpoint = self._continued(part.checkpoint, part.reached)
+            part.checkpoint = self._editions.joined(part.checkpoint, part.reached)
             part.dirty = True
         editions = [e for part in self._owned.values() for e in part.checkpoint.editions]
         self._editions.keep({edition.version for edition in editions})
 
-    def _continued(
-        self, checkpoint: SignalsCheckpoint, reached: Mapping[Key, int]
-    ) -> SignalsCheckpoint:
-        ends = [start + parse_interval(interval) for (_, interval), start in reached.items()]
-        after = max(ends, default=ALWAYS)
-        editions = self._editions.continued(checkpoint.editions, after)
-        for edition in editions:
-            self._editions.of(edition)  # now, so that it is known how far any of them looks
-        return msgspec.structs.replace(checkpoint, editions=editions)
-
     def _drop(self, number: int) -> Part | None:
         """Let go of a partition: its symbols will be somebody else's."""
         part = self._owned.pop(number, None)
-        self._held.pop(number, None)
+        if self._held:
+            self._held.drop(number)
         self._forget(self._owned.symbols(number))
         return part
 
     def _forget(self, symbols: Sequence[str]) -> None:
         for stream in filter(None, self._streams.values()):
             stream.forget(symbols)
+
+    def _distrust(self, reached: Mapping[Key, int]) -> None:
+        """What bars up to these were compared with is not what the streams remember."""
+        for key, stream in self._streams.items():
+            if stream:
+                stream.distrust(reached.get(key, NEVER))
 
     async def _adopt(self, claim: Claim) -> None:
         number = claim.key.partition
@@ -198,13 +194,11 @@ class SignalWorker:
         left = await patient(lambda: self._store.outbox(claim.key.group, claim.key.topic, number))
         await self._writer.publish(left)
         reached = {(s.provider, s.interval): s.reached for s in found.checkpoint.series}
-        checkpoint = self._continued(found.checkpoint, reached)
+        checkpoint = self._editions.joined(found.checkpoint, reached)
         part = Part(claim, checkpoint, checkpoint.position, checkpoint.checksum, reached)
         self._owned[number] = part
         await self._follower.begin(checkpoint.index)
-        for key, stream in self._streams.items():
-            if stream:
-                stream.distrust(reached.get(key, NEVER))
+        self._distrust(reached)
         if found.cause:
             await self._make_up(number, part, found.cause)
         log.debug("partition owned", topic=self._info.name, partition=number, token=claim.token)
@@ -218,7 +212,6 @@ class SignalWorker:
             cause=cause.replace("_", " "),
         )
         self._observer.error("log_lost")
-        self._follower.lose()
         part.dirty = True
         if not part.reached:  # nobody has begun here
             return
@@ -229,6 +222,8 @@ class SignalWorker:
             if mine:
                 part.reached[key] = max(end for _, end in mine.values())
             await self._revise(*key, mine)
+        self._distrust(part.reached)
+        await self._compare_all(since)
         self._forget(self._owned.symbols(number))
         await self._commit()  # before anybody reads from the store what was told
 
@@ -256,45 +251,38 @@ class SignalWorker:
         if not positions:
             await asyncio.sleep(_TICK_S)
             return False
-        found = self._held or await self._poll(positions)
-        self._held = {} if await self._take(found) else dict(found)
+        polled = self._held or await self._poll(positions)
+        self._held = None if await self._take(polled) else polled
         if self._held:
-            await asyncio.sleep(_TICK_S)
-        return bool(found)
+            await asyncio.sleep(_HELD_S)
+        return bool(polled.records)
 
-    async def _poll(self, positions: Mapping[int, int]) -> Mapping[int, Sequence[Record]]:
+    async def _poll(self, positions: Mapping[int, int]) -> Polled:
         wait_s = _TICK_S if self._owned.changed else min(_WAIT_S, self._settings.lease_ns / 6e9)
         most, name = self._settings.poll_bytes, self._info.name
         found = await patient(lambda: self._bus.poll(name, positions, most, wait_s))
         self._observer.consumed(found, self._clock.now_ns())
-        return found
+        return Polled(found, name, self._observer)
 
-    async def _take(self, found: Mapping[int, Sequence[Record]]) -> bool:
+    async def _take(self, polled: Polled) -> bool:
         """Evaluate what was read; the positions move on only when all that it changes is known.
 
         Returns:
             False if it has to wait for the bars of an index; nothing was done.
         """
-        batches: dict[Key, list[tuple[BarBatch, int]]] = {}
-        ends: dict[int, dict[Key, int]] = {}
-        for number, records in found.items():
-            reached = ends[number] = dict(self._owned[number].reached)
-            for batch, version in bars_of(records, self._info.name, self._observer):
-                key = batch.provider, batch.interval
-                batches.setdefault(key, []).append((batch, version))
-                reached[key] = max(reached.get(key, NEVER), int(batch.ts.max()))
-        latest = {key: max(e.get(key, NEVER) for e in ends.values()) for key in batches}
-        if not await patient(lambda: self._waits.over(latest)):
+        batches = polled.batches()
+        ends = {key: max(int(batch.ts.max()) for batch, _ in b) for key, b in batches.items()}
+        if not await patient(lambda: self._waits.over(ends)):
             return False
         streams = {key: self._stream(key) for key in batches}
-        before = {number: self._owned[number].reached for number in found}
-        for number, reached in ends.items():
-            self._owned[number].reached = reached
+        before = {number: self._owned[number].reached for number in polled.records}
+        for number, reached in before.items():
+            self._owned[number].reached = polled.reached(number, reached)
         for key, some in batches.items():
             known = {number: reached.get(key, NEVER) for number, reached in before.items()}
             if stream := streams[key]:
                 await self._evaluate(key, stream, some, known)
-        for number, records in found.items():
+        for number, records in polled.records.items():
             if part := self._owned.get(number):  # it may have been lost meanwhile
                 part.position = records[-1].offset + 1
                 part.checksum, part.dirty = records[-1].checksum, True
@@ -320,26 +308,31 @@ class SignalWorker:
     async def _follow(self, at_once: bool) -> bool:
         """Evaluate again what was compared with bars of an index that have changed since."""
         news = await self._follower.news(at_once)
-        if news.lost:
-            ends = [part.reached for part in self._owned.values()]
-            for key in {key for reached in ends for key in reached}:
-                newest = [reached[key] for reached in ends if key in reached]
-                span = min(newest) - self._settings.horizon_ns, max(newest)
-                await self._compare_again(key, span)
+        ends = [end for part in self._owned.values() for end in part.reached.values()]
+        if news.lost and ends:
+            await self._compare_all(min(ends) - self._settings.horizon_ns)
         for key, bars in news.bars.items():
-            changed = changed_span(bars, self._owned.newest(key), self._streams.get(key))
-            if changed:
-                await self._compare_again(key, changed)
+            newest, stream = self._owned.newest(key), self._streams.get(key)
+            for span in changed_spans(bars, newest, stream, parse_interval(key[1])):
+                await self._compare_again(key, span)
         self._follower.settle(news)
         return bool(news.places)
 
+    async def _compare_all(self, since: int) -> None:
+        """Evaluate again whatever was compared with bars of an index that begin at `since` on."""
+        for key in {key for part in self._owned.values() for key in part.reached}:
+            if self._editions.indices(parse_interval(key[1])):
+                await self._compare_again(key, (since, self._owned.newest(key)))
+
     async def _compare_again(self, key: Key, span: tuple[int, int]) -> None:
         """Work out from the store what was compared with an index's bars of a span."""
-        found = await patient(lambda: compared_spans(self._store, key, span))
+        indices = self._editions.indices(parse_interval(key[1]))
+        found = await patient(lambda: compared_spans(self._store, key, indices, span))
         mine = {s: span for s, span in found.items() if self._owned.home(s) in self._owned}
         await self._revise(*key, mine)
         if stream := self._streams.get(key):
             stream.forget(mine)
+            stream.distrust(span[1])
 
     def _stream(self, key: Key) -> BarStream | None:
         """The state of bars of a kind; None if nothing looks at them."""
@@ -369,11 +362,12 @@ class SignalWorker:
     async def _commit(self) -> None:
         """Write signals and positions of all partitions that have moved, and publish."""
         self._commit_at = time.monotonic() + self._settings.commit_interval_ns / 1e9
-        work = [
-            (part, part.group(self._settings.topic, self._follower.places))
-            for part in self._owned.values()
-            if part.dirty
-        ]
+        topic, followed = self._settings.topic, self._follower.places
+        if time.monotonic() >= self._places_at:
+            self._places_at = time.monotonic() + _PLACES_S
+            for part in self._owned.values():
+                part.dirty |= part.checkpoint.index != followed
+        work = [(p, p.group(topic, followed)) for p in self._owned.values() if p.dirty]
         while work:
             try:
                 result = await self._writer.commit([group for _, group in work])
