@@ -40,7 +40,7 @@ check: setup ## lint, formatting, types, layers, house rules
 	$(BIN)/pytest -q tests/house
 
 test: check ## everything in check, then all tests and a short fault campaign
-	$(BIN)/pytest -q -n $(JOBS) $(wildcard tests/unit tests/property tests/conformance \
+	$(BIN)/pytest -q -n $(JOBS) --durations=12 $(wildcard tests/unit tests/property tests/conformance \
 	  tests/integration tests/load tests/faults)
 
 bench: setup ## both sides of every speed claim, on this machine

@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.unit.features._walks import INTERVAL_NS, START_NS, compute, feature, prices, walks
+from tests.unit.features._walks import INDEX, INTERVAL_NS, START_NS, compute, feature, prices, walks
 
 from market_data_core.config import FeaturesSettings
 from market_data_core.contracts.feature import Floats
@@ -22,7 +22,7 @@ from market_data_pipeline.labels import Label, parse_label
 GAP_NS = 12 * INTERVAL_NS
 TEXTS = ("2s", "7s", "10s", "1m", "1bars", "5bars", "40bars")
 LABELS = [parse_label(text, INTERVAL_NS) for text in TEXTS]
-FEATURES = catalog(FeaturesSettings(windows=()), INTERVAL_NS)
+FEATURES = catalog(FeaturesSettings(windows=(), index=INDEX), INTERVAL_NS)
 
 
 def labelled(label: Label, frame: pl.DataFrame, gap_ns: int = GAP_NS) -> Floats:

@@ -35,9 +35,10 @@ _DEFAULTS = {
     "keepalives_interval": "5",
     "keepalives_count": "3",
 }
-# A server that never hears that its client is gone would hold the locks of its transaction.
+# A server that never hears that its client is gone would hold the locks of its transaction, and
+# then those of whatever the client's other connections had on their way.
 _SESSION = {
-    "idle_in_transaction_session_timeout": "30s",
+    "idle_in_transaction_session_timeout": "10s",
     "tcp_keepalives_idle": "10",
     "tcp_keepalives_interval": "5",
     "tcp_keepalives_count": "3",
