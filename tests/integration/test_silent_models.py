@@ -22,6 +22,7 @@ from market_data_pipeline.assembly import Summary
 from market_data_pipeline.backends import Backends
 from market_data_pipeline.features.catalog import catalog
 from market_data_pipeline.flow import Flow
+from market_data_pipeline.inference.guard import Said
 from market_data_pipeline.providers.recording import RecordingOptions, open_recording
 from market_data_pipeline.signals.assembly import evaluator_of
 from market_data_pipeline.signals.evaluator import Evaluator
@@ -39,6 +40,7 @@ class Moody:
     """A model that answers when it likes to."""
 
     name, version, cooldown_ns = "moody", "v", 0
+    standby = ""
     names: tuple[str, ...] = ("guess",)
 
     def __init__(self) -> None:
@@ -47,10 +49,10 @@ class Moody:
     def columns(self, interval: str) -> dict[str, int]:
         return {"close": 0} if interval == "2s" else {}
 
-    async def evaluate(self, rows: SelectedRows) -> list[Firing]:
+    async def evaluate(self, rows: SelectedRows) -> Said:
         if not self.answers:
             raise ModelError("error", "it is in a bad mood")
-        return [Firing("guess", np.arange(len(rows)), np.ones(len(rows)), None)]
+        return Said([Firing("guess", np.arange(len(rows)), np.ones(len(rows)), None)], self.names)
 
     def close(self) -> None:
         """Nothing is held."""

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from typer.testing import CliRunner
 
 from market_data_core.config import Settings, load_config
-from market_data_core.contracts.inference import Firing
 from market_data_core.contracts.provider import Item, Subscription
 from market_data_core.contracts.store import Tables
 from market_data_core.events import EventBatch, format_ts, make_batch
@@ -24,6 +23,7 @@ from market_data_pipeline.backends import Backends, open_backends
 from market_data_pipeline.cli import app
 from market_data_pipeline.features.catalog import catalog
 from market_data_pipeline.flow import Flow
+from market_data_pipeline.inference.guard import Said
 from market_data_pipeline.providers.recording import RecordingOptions, open_recording
 from market_data_pipeline.signals.evaluator import Evaluator
 from market_data_pipeline.signals.rows import SelectedRows
@@ -59,6 +59,7 @@ class Capturing:
     def __init__(self, columns: Sequence[str]) -> None:
         self.name, self.version, self.cooldown_ns = "capturing", "1", 0
         self.names: tuple[str, ...] = ("nothing",)
+        self.standby = ""
         self.seen: dict[str, Seen] = {interval: {} for interval in INTERVALS}
         self.again = self.sent = 0
         self._columns = columns
@@ -66,14 +67,14 @@ class Capturing:
     def columns(self, _: str) -> Mapping[str, int]:
         return dict.fromkeys(self._columns, 0)
 
-    async def evaluate(self, rows: SelectedRows) -> Sequence[Firing]:
+    async def evaluate(self, rows: SelectedRows) -> Said:
         values = np.column_stack([rows.value(name) for name in self._columns])
         names = [rows.symbols[code] for code in rows.codes]
         seen = self.seen[rows.interval]
         for symbol, start, row in zip(names, rows.starts.tolist(), values, strict=True):
             self.again += (symbol, start) in seen
             seen[symbol, start] = row
-        return []
+        return Said([], self.names)
 
     def close(self) -> None:
         """Nothing is held."""

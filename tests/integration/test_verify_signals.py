@@ -22,7 +22,6 @@ from tests.integration.signals_place import (
 from typer.testing import CliRunner
 
 from market_data_core.config import Settings
-from market_data_core.contracts.inference import Firing
 from market_data_core.errors import MdpError, ModelError, UsageError
 from market_data_core.events import Tick, format_ts
 from market_data_core.intervals import NS_PER_S
@@ -31,6 +30,7 @@ from market_data_pipeline._verify_signals import Reached, verify_signals
 from market_data_pipeline.backends import Backends
 from market_data_pipeline.cli import app
 from market_data_pipeline.features.catalog import catalog
+from market_data_pipeline.inference.guard import Said
 from market_data_pipeline.signals.evaluator import Evaluator
 from market_data_pipeline.signals.rows import SelectedRows
 from market_data_pipeline.verification import Scope
@@ -252,12 +252,13 @@ class Mute:
     """A model that never answers."""
 
     name, version, cooldown_ns = "onnx", "v", 0
+    standby = ""
     names: tuple[str, ...] = ("guess",)
 
     def columns(self, interval: str) -> dict[str, int]:  # noqa: ARG002
         return {"close": 0}
 
-    async def evaluate(self, rows: SelectedRows) -> list[Firing]:  # noqa: ARG002
+    async def evaluate(self, rows: SelectedRows) -> Said:  # noqa: ARG002
         raise ModelError("error", "it is broken")
 
     def close(self) -> None:

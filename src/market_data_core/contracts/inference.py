@@ -35,7 +35,7 @@ class Rows(Protocol):
         """Shape (n,): a column of the row's bar, or of the symbol's bar `back` bars before it.
 
         NaN where it is not known. Columns are the features by name, and ``open high low close
-        volume vwap trade_count``.
+        volume bar_vwap trade_count``.
         """
         ...
 

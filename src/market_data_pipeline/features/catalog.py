@@ -142,7 +142,7 @@ class _Catalog(Mapping[str, Feature]):
         if depth > DEPTH_MAX:
             msg = (
                 f"{where}: looks at {depth} bars of {format_interval(self._interval_ns)}, the most "
-                f"is {DEPTH_MAX}; use longer bars"
+                f"is {DEPTH_MAX}; use fewer bars, or longer ones"
             )
             raise ConfigError(msg)
         return feature

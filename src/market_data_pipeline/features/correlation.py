@@ -30,7 +30,8 @@ def correlation(parameters: CorrelationParameters, interval_ns: int) -> Feature:
 
 def _coefficient(sums: Products) -> Floats:
     root: Floats = np.sqrt(sums.own) * np.sqrt(sums.index)  # their product may underflow
-    return sums.both / root
+    clipped: Floats = np.clip(sums.both / root, -1.0, 1.0)  # the last bit may lie beyond
+    return clipped
 
 
 BACKEND = Backend("correlation", "Correlation with an index.", CorrelationParameters, correlation)

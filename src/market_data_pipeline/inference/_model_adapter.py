@@ -29,6 +29,9 @@ from market_data_pipeline.inference.scope import FeedScope
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
 _ANSWERS = ("prediction", "score")
 
+_NOT_IN_VERSION = {"enabled", "model_path", "sha256", "fallback"}
+"""Settings that do not decide about the model's own signals."""
+
 
 class ModelAdapter:
     """Implements :class:`market_data_core.contracts.inference.Adapter`.
@@ -152,7 +155,7 @@ class ModelAdapter:
 
     def _fingerprint(self) -> str:
         """SHA-256 of all that decides about the signals."""
-        said = self._settings.model_dump(mode="json", exclude={"enabled", "model_path", "sha256"})
+        said = self._settings.model_dump(mode="json", exclude=_NOT_IN_VERSION)
         said |= {"name": self._signal, "interval": self._interval, "features": self._model.features}
         said |= {"meta": self._meta}
         text = json.dumps([self._model.sha256, self._model.library, said], sort_keys=True)

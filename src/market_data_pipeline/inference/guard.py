@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import structlog
@@ -22,10 +22,23 @@ from market_data_store.coordinator.policy import CircuitBreaker, CircuitState
 
 log = structlog.get_logger("inference")
 
-_ERROR, _OPEN = "error", "open"
-REASONS = (TIMEOUT, BUSY, _ERROR, SHAPE, NOT_FINITE, _OPEN)
+_ERROR, _OPEN, _FALLBACK = "error", "open", "fallback"
+REASONS = (TIMEOUT, BUSY, _ERROR, SHAPE, NOT_FINITE, _OPEN, _FALLBACK)
 """Why there is no answer: not in time; all threads hang in earlier calls; it raised; arrays of
-another shape or type; numbers that are not finite; it failed so often that it is not asked now."""
+another shape or type; numbers that are not finite; it failed so often that it is not asked now;
+and what is asked instead has failed too."""
+
+
+class Said(NamedTuple):
+    """An answer.
+
+    Attributes:
+        firings: what holds.
+        names: of the signals that it speaks of: of these no others hold.
+    """
+
+    firings: Sequence[Firing]
+    names: Collection[str]
 
 
 class Guarded:
@@ -48,6 +61,7 @@ class Guarded:
         version: the adapter's.
         names: of all signals, the fallback's included.
         cooldown_ns: the longest cooldown, the fallback's included.
+        standby: version of the fallback, "" if there is none.
     """
 
     def __init__(
@@ -64,8 +78,7 @@ class Guarded:
         both = (adapter, fallback) if fallback else (adapter,)
         self.names = tuple(dict.fromkeys(name for each in both for name in each.names))
         self.cooldown_ns = max(each.cooldown_ns for each in both)
-        others_ns = fallback.cooldown_ns if fallback else 0
-        self.cooldown_ns = max(adapter.cooldown_ns, others_ns)
+        self.standby = fallback.version if fallback else ""
         self._adapter, self._fallback = adapter, fallback
         self._deadline_s, self._breaker = deadline_s, breaker
         self._on_failure = on_failure
@@ -81,24 +94,32 @@ class Guarded:
             found[column] = max(back, found.get(column, 0))
         return found
 
-    async def evaluate(self, rows: Rows) -> list[Firing]:
+    async def evaluate(self, rows: Rows) -> Said:
         """What the adapter says about the rows, or else its fallback.
 
-        A fallback's firings say so in their notes: ``fallback_for`` and ``fallback_version``.
+        A fallback speaks of its own signals only: of the adapter's nobody knows whether they hold.
+        Its firings say so in their notes: ``fallback_for`` and ``fallback_version``.
 
         Raises:
             ModelError: the adapter has no answer and there is no fallback, or that failed too.
         """
         try:
-            return await self._ask(rows)
+            return Said(await self._ask(rows), self.names)
         except ModelError as error:
             if self._on_failure is not None:
                 self._on_failure(error.reason)
             if self._fallback is None:
                 raise
-        firings = await self._spare.run(partial(_checked, self._fallback, rows), None)
-        notes = {"fallback_for": self.name, "fallback_version": self._fallback.version}
-        return [replace(firing, notes={**firing.notes, **notes}) for firing in firings]
+        try:
+            firings = await self._spare.run(partial(_checked, self._fallback, rows), None)
+        except ModelError as error:
+            log.warning("nor did the fallback answer", adapter=self.name, error=str(error))
+            if self._on_failure is not None:
+                self._on_failure(_FALLBACK)
+            raise
+        notes = {"fallback_for": self.name, "fallback_version": self.standby}
+        told = [replace(firing, notes={**firing.notes, **notes}) for firing in firings]
+        return Said(told, self._fallback.names)
 
     def close(self) -> None:
         """Release everything but threads that hang, which end when their calls return."""
@@ -204,6 +225,8 @@ def _checked(adapter: Adapter, rows: Rows) -> list[Firing]:
     try:
         firings = list(adapter.evaluate(rows))
         for firing in firings:
+            if firing.name not in adapter.names:
+                _refuse(firing, f"it is not among the names of {adapter.name}")
             _check(firing, len(rows))
     except ModelError:
         raise

@@ -69,7 +69,8 @@ def evaluator_of(
             if first.setdefault(name, one.name) != one.name:
                 msg = (
                     f"inference.adapters: {first[name]} and {one.name} both give signals named "
-                    f"{name!r}; give one of them another name"
+                    f"{name!r}; give one of them another name (a fallback is a file of its own, "
+                    "with names that no other rules have)"
                 )
                 raise ConfigError(msg)
     features = partial(catalog, settings.features)

@@ -40,8 +40,11 @@ class Editions:
         self._made: dict[str, Evaluator | None] = {current.version: current}
 
     def switch(self, evaluator: Evaluator) -> None:
-        """Another one is the present one from now on."""
-        self.current = self._made[evaluator.version] = evaluator
+        """Another one is the present one from now on; if there is one like it, that."""
+        known = self._made.get(evaluator.version)
+        if known and known is not evaluator:
+            evaluator.close()
+        self.current = self._made[evaluator.version] = known or evaluator
 
     def keep(self, versions: Collection[str]) -> None:
         """Let go of evaluators that no bar needs any more."""

@@ -19,6 +19,7 @@ from market_data_core.signals import Signal, shown_ts
 from market_data_pipeline import metrics
 from market_data_pipeline.features.selection import Selection
 from market_data_pipeline.inference.adapters.rules import RulesAdapter
+from market_data_pipeline.inference.guard import Said
 from market_data_pipeline.signals.rows import Needs, SelectedRows
 
 _VERSION_CHARS = 12
@@ -36,18 +37,20 @@ class Guard(Protocol):
         version: of what it evaluates.
         names: of all signals that it can give.
         cooldown_ns: the longest cooldown of any of them.
+        standby: version of what answers in its place; "" for nothing.
     """
 
     name: str
     version: str
     names: tuple[str, ...]
     cooldown_ns: int
+    standby: str
 
     def columns(self, interval: str) -> Mapping[str, int]:
         """Column -> how many bars back it is looked at; empty if it says nothing of such bars."""
         ...
 
-    async def evaluate(self, rows: SelectedRows) -> Sequence[Firing]:
+    async def evaluate(self, rows: SelectedRows) -> Said:
         """What holds for the rows.
 
         Raises:
@@ -67,11 +70,12 @@ class Unguarded:
         self.text = adapter.text
         self.name, self.version, self.names = adapter.name, adapter.version, adapter.names
         self.cooldown_ns, self.columns = adapter.cooldown_ns, adapter.columns
+        self.standby = ""
         self._adapter = adapter
 
-    async def evaluate(self, rows: SelectedRows) -> Sequence[Firing]:
+    async def evaluate(self, rows: SelectedRows) -> Said:
         """What holds for the rows."""
-        return await asyncio.to_thread(self._adapter.evaluate, rows)
+        return Said(await asyncio.to_thread(self._adapter.evaluate, rows), self.names)
 
     def close(self) -> None:
         """Nothing is held."""
@@ -84,7 +88,7 @@ class Found:
     Attributes:
         signals: with each one's cooldown in ns, in the order of the rows for each name.
         names: of all signals that could have been found: those of adapters that answered.
-        unanswered: names of adapters that did not, for some of the bars at least.
+        unanswered: names of signals of which nobody answered, for some of the bars at least.
     """
 
     signals: list[tuple[Signal, int]] = field(default_factory=list)
@@ -117,7 +121,7 @@ class Evaluator:
         settings: str,
         text: str = "",
     ) -> None:
-        words = (settings, *(f"{guard.name} {guard.version}" for guard in guards))
+        words = (settings, *(f"{g.name} {g.version} {g.standby}".rstrip() for g in guards))
         self.version = sha256("\n".join(words).encode()).hexdigest()
         self._catalog, self.guards, self.session_gap_ns = catalog, tuple(guards), session_gap_ns
         self._needs: dict[int, Needs | None] = {}
@@ -209,14 +213,15 @@ def needed_columns(guards: Sequence[Guard], interval: str) -> dict[str, int]:
 async def _ask(guard: Guard, rows: SelectedRows, found: Found) -> None:
     began = perf_counter()
     try:
-        firings = await guard.evaluate(rows)
+        said = await guard.evaluate(rows)
     except ModelError:  # the guard has counted and told it
         found.unanswered.update(guard.names)
         return
     finally:
         metrics.INFERENCE_EVAL_DURATION.labels(guard.name).observe(perf_counter() - began)
-    found.names.update(guard.names)
-    for firing in firings:
+    found.names.update(said.names)
+    found.unanswered.update(set(guard.names).difference(said.names))
+    for firing in said.firings:
         found.signals += _signals(rows, firing, guard)
 
 

@@ -38,6 +38,12 @@ class Renewal:
         state = self._look()
         if state == self._seen:
             return None
+        gone = [file for file, now in zip(self._files, state, strict=True) if now is None]
+        if gone and any(was for was, now in zip(self._seen, state, strict=True) if now is None):
+            log.warning("a file of rules or models is gone; those so far go on", file=str(gone[0]))
+            metrics.ERRORS.labels("inference", "renewal").inc()
+            self._seen = state
+            return None
         self._seen = state
         try:
             made = await asyncio.to_thread(self._build)

@@ -189,6 +189,7 @@ class SignalWorker:
 
     async def _adopt(self, claim: Claim) -> None:
         number = claim.key.partition
+        self._forget(self._owned.symbols(number))  # others have had it meanwhile
         known = decode_signals_checkpoint(claim.checkpoint) if claim.checkpoint else None
         found = await patient(lambda: beginning(self._bus, self._info, number, known))
         left = await patient(lambda: self._store.outbox(claim.key.group, claim.key.topic, number))
@@ -316,6 +317,8 @@ class SignalWorker:
             for span in changed_spans(bars, newest, stream, parse_interval(key[1])):
                 await self._compare_again(key, span)
         self._follower.settle(news)
+        if self._owned.changed:  # what is read next may look up what was told
+            await self._commit()
         return bool(news.places)
 
     async def _compare_all(self, since: int) -> None:

@@ -45,7 +45,7 @@ class Stub:
 
     def __init__(self, said: Said, name: str = "sklearn") -> None:
         self.name, self.version = name, f"version of {name}"
-        self.names: tuple[str, ...] = (f"{name}_up",)
+        self.names: tuple[str, ...] = (f"{name}_up", "up" if name == "sklearn" else "rsi_low")
         self.cooldown_ns = len(name)
         self.said, self.calls, self.closed = said, 0, False
 

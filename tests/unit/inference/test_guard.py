@@ -91,7 +91,7 @@ async def test_an_answer_comes_through_unchanged(guarded: Made, counted: list[st
         assert threading.current_thread().daemon
         return [said]
 
-    assert await guarded(Stub(answer)).evaluate(ROWS) == [said]
+    assert (await guarded(Stub(answer)).evaluate(ROWS)).firings == [said]
     assert thread == ["inference-sklearn-0"]
     assert counted == []
 
@@ -101,7 +101,7 @@ async def test_a_call_that_hangs_is_given_up(guarded: Made, gate: Gate, counted:
     held = guarded(adapter, deadline_s=SHORT)
     assert (await failure(held)).reason == "timeout"
     adapter.said = answers
-    assert len(await held.evaluate(ROWS)) == 1  # by the other thread
+    assert len((await held.evaluate(ROWS)).firings) == 1  # by the other thread
     assert counted == ["timeout"]
 
 
@@ -123,7 +123,7 @@ async def test_threads_that_hang_never_become_more(
     adapter.said = answers
     held._deadline_s = 30.0
     await until(lambda: held._pool.hung == 0)
-    assert len(await held.evaluate(ROWS)) == 1
+    assert len((await held.evaluate(ROWS)).firings) == 1
     assert len(set(threading.enumerate()) - before) == 2
 
 
@@ -135,7 +135,7 @@ async def test_calls_that_find_no_thread_in_time_are_dropped(guarded: Made, gate
     held._deadline_s = SHORT
     assert (await failure(held)).reason == "busy"
     gate.release()
-    assert len(await first) == 1
+    assert len((await first).firings) == 1
     assert adapter.calls == 1
 
 
@@ -194,7 +194,7 @@ async def test_whatever_is_raised_ends_neither_thread_nor_loop(
     adapter.said = lambda _: None  # type: ignore[assignment, return-value]
     assert (await failure(held)).reason == "error"
     adapter.said = answers
-    assert len(await held.evaluate(ROWS)) == 1
+    assert len((await held.evaluate(ROWS)).firings) == 1
 
 
 async def test_a_model_that_keeps_failing_is_left_alone_then_tried_once(
@@ -212,7 +212,7 @@ async def test_a_model_that_keeps_failing_is_left_alone_then_tried_once(
 
     clock.now, adapter.said = 62.0, answers
     for _ in range(3):
-        assert len(await held.evaluate(ROWS)) == 1
+        assert len((await held.evaluate(ROWS)).firings) == 1
 
 
 async def test_a_success_begins_the_count_anew(guarded: Made) -> None:
@@ -233,7 +233,8 @@ async def test_the_fallback_answers_whenever_the_model_does_not(
     breaker = CircuitBreaker(2, 30.0, monotonic=clock)
     held = guarded(adapter, breaker=breaker, fallback=fallback, deadline_s=SHORT, workers=1)
     for reason in ("timeout", "busy", "open", "open"):
-        found = await held.evaluate(ROWS)
+        found, names = await held.evaluate(ROWS)
+        assert names == fallback.names  # of the model's own nobody knows whether they hold
         assert [one.name for one in found] == ["rsi_low"]
         assert found[0].notes == {
             "why": "so",
@@ -245,13 +246,24 @@ async def test_the_fallback_answers_whenever_the_model_does_not(
     gate.release()
     await until(lambda: held._pool.hung == 0)
     adapter.said, clock.now, held._deadline_s = answers, 31.0, 30.0
-    assert [one.name for one in await held.evaluate(ROWS)] == ["up"]
+    firings, names = await held.evaluate(ROWS)
+    assert [one.name for one in firings] == ["up"]
+    assert names == held.names  # what the fallback said of these rows does not hold any more
     assert fallback.calls == 4
 
 
-async def test_a_fallback_that_fails_is_an_error_too(guarded: Made) -> None:
+async def test_a_fallback_that_fails_is_an_error_too(guarded: Made, counted: list[str]) -> None:
     held = guarded(Stub(raises), fallback=Stub(raises, "rules"))
-    assert str(await failure(held)) == "ValueError: no such layer"
+    with capture_logs() as lines:
+        assert str(await failure(held)) == "ValueError: no such layer"
+    assert lines[-1]["event"] == "nor did the fallback answer"
+    assert counted == ["error", "fallback"]
+
+
+async def test_a_signal_that_was_not_declared_is_no_answer(guarded: Made) -> None:
+    """It could never be taken back."""
+    held = guarded(Stub(lambda _: [firing(name="other")]))
+    assert "other: it is not among the names of sklearn" in str(await failure(held))
 
 
 def test_it_stands_for_both() -> None:
@@ -259,7 +271,8 @@ def test_it_stands_for_both() -> None:
     breaker = CircuitBreaker()
     held = Guarded(adapter, deadline_s=1, workers=1, breaker=breaker, fallback=fallback)
     assert (held.name, held.version) == ("sklearn", "version of sklearn")
-    assert held.names == ("sklearn_up", "rules_up")
+    assert held.names == ("sklearn_up", "up", "rules_up", "rsi_low")
+    assert held.standby == "version of rules"
     assert held.cooldown_ns == 7
     assert held.columns("2s") == {"rsi": 7, "sklearn": 0, "rules": 0}
     assert held.columns("1m") == {}
