@@ -27,7 +27,7 @@ from market_data_pipeline.windows.checkpoint import Counts
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(300)]
 
-DEPLOYMENTS = ("embedded-sqlite", "redis-sqlite", "kafka-postgres")
+DEPLOYMENTS = ("embedded-sqlite", "kafka-postgres")
 PARTITIONS = 4
 
 SYMBOLS = [f"S{number:02d}" for number in range(24)]
