@@ -162,16 +162,21 @@ async def test_a_change_that_the_log_has_lost(world: World) -> None:
 
 
 async def test_bars_wait_for_their_index(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    closed_until = START_NS
+    closed_until, asked = START_NS, 0
 
     async def closed(*_: object) -> int:
+        nonlocal asked
+        asked += 1
         return closed_until
+
+    async def is_waiting() -> bool:
+        return asked > 3
 
     monkeypatch.setattr(world, "closed", closed)
     monkeypatch.setattr(index, "_PATIENCE_S", 1e9)
     async with working(world):
         await world.write(walk(OTHER, range(3), 3.0))
-        await asyncio.sleep(0.2)
+        await until(is_waiting)
         assert await world.active() == {}
         await world.write(walk(FEATURES.index, range(3), 0.1))
         closed_until = 2**62
