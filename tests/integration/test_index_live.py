@@ -32,8 +32,8 @@ from market_data_core.intervals import NS_PER_S
 from market_data_core.partitioning import partition_of
 from market_data_pipeline.backends import Backends
 from market_data_pipeline.generations import Generations
-from market_data_pipeline.signals import index
-from market_data_pipeline.signals.checkpoint import Edition
+from market_data_pipeline.signals import index, worker
+from market_data_pipeline.signals.checkpoint import Edition, decode_signals_checkpoint
 from market_data_pipeline.signals.editions import Editions
 from market_data_pipeline.signals.index import ClosedWindows, IndexFollower
 from market_data_pipeline.signals.observe import SignalsObserver
@@ -80,6 +80,14 @@ async def agrees(
     world: World, bars: list[Bar], editions: Mapping[int, list[Edition]] | None = None
 ) -> bool:
     return await world.active() == await expected(bars, editions)
+
+
+async def followed(world: World) -> bool:
+    """Whether it is committed that all that was told of the index has been dealt with."""
+    rows = await world.store.status("g-infer", BARS)
+    known = [decode_signals_checkpoint(row.checkpoint) for row in rows if row.checkpoint]
+    told = (await world.bus.bounds(BARS, HOME)).next
+    return len(known) == PARTITIONS and all(c.index.get(HOME) == told for c in known)
 
 
 async def taken_back(world: World) -> bool:
@@ -134,11 +142,15 @@ async def test_news_where_nothing_looks_at_the_index(world: World) -> None:
         await until(lambda: agrees(world, [*EARLY, *LATER, *RESTATED], editions))
 
 
-async def test_a_change_that_another_worker_did_not_see(world: World) -> None:
+async def test_a_change_that_another_worker_did_not_see(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What the next one reads itself tells nothing of bars that the other one evaluated."""
+    monkeypatch.setattr(worker, "_PLACES_S", 0.0)
     async with working(world):
         await world.write(EARLY)
         await until(lambda: agrees(world, EARLY))
+        await until(lambda: followed(world))  # what was told before begins for the next one
     await world.write(RESTATED, slow=True)
     untold, world.left = world.left, []
     async with working(world):
