@@ -26,11 +26,13 @@ from market_data_pipeline.pump import Pump
 from market_data_pipeline.routing.feedback import FeedbackListener
 from market_data_pipeline.routing.rate import RateCoordinator
 from market_data_pipeline.routing.router import ProviderRouter
-from market_data_pipeline.signals.assembly import live_signals, signal_lane
+from market_data_pipeline.signals.assembly import evaluator_of, live_signals, signal_lane
+from market_data_pipeline.signals.beside import attended, caught_up
 from market_data_pipeline.signals.evaluator import Evaluator
 from market_data_pipeline.signals.settings import Signalled
 
 _DRAIN_S = 10.0
+_LOOK_S = 0.05
 
 
 class Flow:
@@ -68,10 +70,30 @@ class Flow:
         async def infer(summary: Summary) -> Summary:
             assert evaluator is not None  # noqa: S101
             done = await signal_lane(self._parts, evaluator, summary.topic, stop)
+            if done.left and not stop.is_set():
+                done.include(await self._infer_beside(stop))
             return replace(summary, signalled=done)
 
         lanes = Lanes(self._parts, speed)
         return await lanes.record(recording, stop, infer if evaluator else None)
+
+    async def _infer_beside(self, stop: asyncio.Event) -> Signalled:
+        """Evaluate, if nobody else does, what live inference was told of by a recording."""
+        parts, evaluator = self._parts, evaluator_of(self._parts.settings)
+        if evaluator is None or await patient(lambda: attended(parts), stop=stop):
+            return Signalled()
+        done = asyncio.Event()
+        inferring = asyncio.create_task(self.infer(done, evaluator))
+        try:
+            while not (stop.is_set() or inferring.done()):
+                if await patient(lambda: caught_up(parts), stop=stop):
+                    break
+                await asyncio.sleep(_LOOK_S)
+            done.set()
+            return await inferring
+        finally:
+            inferring.cancel()
+            await asyncio.gather(inferring, return_exceptions=True)
 
     async def produce(
         self, providers: Mapping[str, LiveProvider], symbols: tuple[str, ...], stop: asyncio.Event

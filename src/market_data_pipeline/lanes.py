@@ -75,9 +75,9 @@ class Lanes:
             if guard is None:
                 return Summary("", Counts(), WriteCounts(), 0, 0.0)
             summary = await self._guarded(recording, guard, stop)
+            await patient(lambda: self._tell_live(summary.topic), stop=stop)
             if then and not stop.is_set():
                 summary = await then(summary)
-            await patient(lambda: self._tell_live(summary.topic), stop=stop)
             return summary
 
     async def _tell_live(self, topic: str) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence, Set
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -79,7 +80,9 @@ class Ownership:
         self._finding: asyncio.Task[Change] | None = None
         self._given: Sequence[Claim] = ()
         self._beat_at = 0.0
-        self._watching: asyncio.Task[None] | None = None
+        self._tokens: dict[int, int] = {}
+        self._working = False
+        self._beside: Sequence[asyncio.Task[None]] = ()
         self._heard_at = 0.0
         self._is_member = False
 
@@ -98,13 +101,14 @@ class Ownership:
         for claim in given:
             if claim.key.partition not in owned:  # it could not be taken up: nobody reads it
                 await self.release(claim)
-        if self._watching is None:
-            self._watching = asyncio.create_task(self._watch())
+        self._tokens |= {number: claim.token for number, claim in owned.items()}
+        if not self._beside:
+            self._beside = [asyncio.create_task(t) for t in (self._watch(), self._beat_on())]
         if self._finding is None:
             if not self.due:
                 return Change()
             self._beat_at = time.monotonic() + self._lease_ns / _BEATS_A_LEASE / 1e9
-            self._finding = asyncio.create_task(self._find(dict(owned)))
+            self._finding = asyncio.create_task(self._find(frozenset(owned)))
         if owned and not self._finding.done():
             return Change()
         finding, self._finding = self._finding, None
@@ -112,15 +116,42 @@ class Ownership:
         self._given = change.claims
         return change
 
-    async def _find(self, owned: Mapping[int, Claim]) -> Change:
-        """Give a sign of life; what is to change, with the claims made already."""
-        tokens = {number: claim.token for number, claim in owned.items()}
+    @contextmanager
+    def at_work(self) -> Iterator[None]:
+        """While the worker computes it says that it lives, however long it asks for no changes.
+
+        Not while it waits: others may be able to do what it cannot.
+        """
+        self._working = True
+        try:
+            yield
+        finally:
+            self._working = False
+
+    async def _beat_on(self) -> None:
+        """Give signs of life in the worker's place while it computes."""
+        pause_s = self._lease_ns / _BEATS_A_LEASE / 1e9
+        while True:
+            await asyncio.sleep(pause_s)
+            found = self._finding is None or self._finding.done()
+            if self._working and found and time.monotonic() >= self._beat_at:
+                self._beat_at = time.monotonic() + pause_s
+                await self._beat()
+
+    async def _beat(self) -> list[str]:
+        """Give a sign of life; all members."""
+        tokens = dict(self._tokens)  # one that is not valid any more keeps nothing
         members = await self._retry(
             lambda: self._store.heartbeat(
                 self._group, self._info.name, self._member, self._lease_ns, tokens
             )
         )
         self._heard_at = time.monotonic()
+        return members
+
+    async def _find(self, owned: Set[int]) -> Change:
+        """Give a sign of life; what is to change, with the claims made already."""
+        members = await self._beat()
         assigned = await self._retry(
             lambda: self._bus.assignment(self._info.name, self._group, self._member)
         )
@@ -128,7 +159,7 @@ class Ownership:
         if assigned is not None:
             missing = [p for p in sorted(assigned) if p not in owned]
             claims = await self._claim(missing, len(missing)) if missing else ()
-            return Change(sorted(set(owned) - assigned), claims)
+            return Change(sorted(owned - assigned), claims)
         share, rest = divmod(self._info.partitions, len(members))
         quota = share + (members.index(self._member) < rest)
         if len(owned) > quota:
@@ -170,6 +201,7 @@ class Ownership:
             )
             if claim:
                 claims.append(claim)
+                self._tokens[number] = claim.token
         return claims
 
     async def release(self, claim: Claim) -> None:
@@ -179,7 +211,7 @@ class Ownership:
 
     async def leave(self) -> None:
         """Leave the group: what was owned is free at once."""
-        left = [task for task in (self._finding, self._watching) if task]
+        left = [task for task in (self._finding, *self._beside) if task]
         for task in left:
             task.cancel()
         await asyncio.gather(*left, return_exceptions=True)

@@ -19,6 +19,7 @@ from market_data_core.clock import SystemClock
 from market_data_core.config import Settings, load_config
 from market_data_core.events import Tick
 from market_data_core.intervals import NS_PER_MS, NS_PER_S
+from market_data_core.signals import Signal
 from market_data_pipeline.backends import Backends, open_backends
 from market_data_pipeline.bus import codec
 from market_data_pipeline.cli import app
@@ -132,6 +133,28 @@ class Place:
             [END],
         )
         return {row[:4]: (*row[4:6], json.loads(row[6])) for row in rows}
+
+    def signal_topics(self) -> list[str]:
+        """The topics of signals, of live inference and of recordings."""
+
+        async def names(backends: Backends, settings: Settings) -> list[str]:
+            topics = await backends.bus.topics()
+            return [t.name for t in topics if t.name.startswith(settings.bus.signals_topic)]
+
+        return self.work(names)
+
+    def published(self, topic: str) -> set[Any]:
+        """Keys of the signals up to :data:`END` that a reader of a topic takes for active."""
+
+        async def read(backends: Backends, _: Settings) -> list[Signal]:
+            info, found = await backends.bus.find_topic(topic), list[Signal]()
+            for partition in range(info.partitions if info else 0):
+                records = await backends.bus.poll(topic, {partition: 0}, 1 << 30, 0)
+                found += [Signal.decode(r.payload) for r in records.get(partition, ())]
+            return found
+
+        states = {s.key: s.state for s in self.work(read) if s.ts <= END}
+        return {key for key, state in states.items() if state == "active"}
 
     def verify(self, *options: str) -> Result:
         result = CliRunner().invoke(

@@ -8,10 +8,11 @@ from pathlib import Path
 import msgspec
 import pytest
 from tests.faults import checks
-from tests.faults.lab import BARS, EVENTS, Lab, wait_until
+from tests.faults.lab import BARS, EVENTS, WINDOWS, Lab, wait_until
 from tests.faults.recordings import trades
 from tests.integration.test_lane_and_live import NAME, between, feed
 
+from market_data_core.intervals import parse_interval
 from market_data_pipeline.signals.checkpoint import Edition, decode_signals_checkpoint
 
 pytestmark = pytest.mark.timeout(120)
@@ -57,7 +58,8 @@ def test_rules_change_while_a_worker_runs(lab: Lab) -> None:
     wait_until(lambda: settled(lab), "all bars are evaluated")
     for worker in (infer, batch):
         worker.stop()
-    after = {e[-1].after for e in editions(lab)}
+    base = WINDOWS[0]
+    after = {e[-1].after((NAME, base)) + parse_interval(base) for e in editions(lab)}
     versions = {e[0].version != e[-1].version for e in editions(lab)}
     assert versions == {True}
     told = [

@@ -5,9 +5,23 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tests.integration.signals_place import CLOSING, LATE, TICKS, Place, use
+from tests.integration.signals_place import (
+    CLOSING,
+    LATE,
+    RULES,
+    START,
+    SYMBOLS,
+    TICKS,
+    Place,
+    use,
+)
 from typer.testing import CliRunner
 
+from market_data_core.config import Settings
+from market_data_core.contracts.store import Claim, PartitionKey
+from market_data_core.events import Tick
+from market_data_core.intervals import NS_PER_MS
+from market_data_pipeline.backends import Backends
 from market_data_pipeline.cli import app
 
 
@@ -41,8 +55,74 @@ def test_a_replay_changes_nothing(live: Place) -> None:
     assert live.active() == before
 
 
-def test_a_replay_gives_what_other_rules_say(live: Place) -> None:
+def test_a_replay_under_another_name_gives_what_other_rules_say(live: Place) -> None:
+    before = live.active()
     Path("rules.yaml").write_text("- {name: other, condition: 'ret > 0', signal: 1}")
-    output = command("stream", "replay", "--archive", "--path", "../archive")
+    output = command("stream", "replay", "--archive", "--path", "../archive", "--as", "again")
     assert "signals        0 inserted" not in output
-    assert "other" in {key[3] for key in live.active()}
+    after = live.active()
+    assert {(key[0], key[3]) for key in after.keys() - before.keys()} == {("again", "other")}
+
+
+# ---- a recording of a feed that live inference evaluates ---------------------------------------
+
+
+def restated(path: Path) -> Path:
+    """A recording of ticks that the feed has missed."""
+    lines = [
+        f"{tick.symbol},{tick.src_ts // NS_PER_MS},{tick.price},{tick.size},{tick.seq}"
+        for tick in MISSED
+    ]
+    path.write_text("\n".join(["symbol,ts,price,size,seq", *lines]))
+    return path
+
+
+MISSED = [Tick(s, START + 41_900 * NS_PER_MS, 150.0, 1.0, 10**7 + i) for i, s in enumerate(SYMBOLS)]
+"""They raise one bar of each symbol, so that signals hold and do not hold around it."""
+
+
+@pytest.fixture
+def fed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
+    place = use(monkeypatch, tmp_path / "fed")
+    place.live(TICKS, CLOSING)
+    return place
+
+
+def test_its_signals_come_from_live_inference(fed: Place, tmp_path: Path) -> None:
+    """Which runs for as long as it takes, if nobody else does it: whoever reads its topic knows."""
+    before = fed.active()
+    output = command("run", str(restated(tmp_path / "missed.csv")), "--as", "feed")
+    after = fed.active()
+    assert before.keys() - after.keys()
+    assert after.keys() - before.keys()
+    assert f"live feed      {2 * len(SYMBOLS)} bars are" in output
+    assert fed.published("mdp.signals") == after.keys()
+    assert {topic for topic in fed.signal_topics() if fed.published(topic)} == {"mdp.signals"}
+    fed.agree()
+
+
+def test_they_are_held_to_the_rules_of_their_time(fed: Place, tmp_path: Path) -> None:
+    Path("rules.yaml").write_text("- {name: other, condition: 'ret > 0', signal: 1}")
+    command("run", str(restated(tmp_path / "missed.csv")), "--as", "feed")
+    assert "other" not in {key[3] for key in fed.active()}
+    Path("rules.yaml").write_text(RULES)
+    fed.agree()
+
+
+def test_a_worker_that_is_there_is_not_disturbed(fed: Place, tmp_path: Path) -> None:
+    """It will come to them."""
+    before, lease_ns = fed.active(), 10**18
+
+    async def claim(backends: Backends, settings: Settings) -> Claim | None:
+        key = PartitionKey(f"{settings.bus.group}-infer", settings.bus.bars_topic, 0)
+        return await backends.store.claim(key, "somebody", lease_ns)
+
+    claimed = fed.work(claim)
+    assert claimed is not None
+    output = command("run", str(restated(tmp_path / "missed.csv")), "--as", "feed")
+    assert f"live feed      {2 * len(SYMBOLS)} bars are" in output
+    assert fed.active() == before
+    fed.work(lambda backends, _: backends.store.release(claimed))
+    fed.infer()
+    assert fed.active() != before
+    fed.agree()

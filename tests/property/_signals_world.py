@@ -39,7 +39,8 @@ from market_data_store.backends.sqlite import SqliteStore
 
 INTERVAL_NS = 2 * NS_PER_S
 START_NS = 1_760_000_000 * NS_PER_S
-PROVIDER, INTERVAL, BARS, TOPIC = "p", "2s", "mdp.bars", "mdp.signals"
+INTERVAL, BARS, TOPIC = "2s", "mdp.bars", "mdp.signals"
+PROVIDER, SLOW_PROVIDER = "p", "q"
 SYMBOLS = ("A", "B", "C", "D", "E")
 PARTITIONS = 2
 LEASE_NS = NS_PER_S
@@ -68,6 +69,7 @@ class Bar:
     symbol: str
     slot: int
     close: float
+    provider: str = PROVIDER
 
 
 OTHER_RULES = """
@@ -86,10 +88,19 @@ def evaluator(rules: str = RULES) -> Evaluator:
     return made
 
 
-def batch_of(bars: Sequence[Bar]) -> BarBatch:
+def batches_of(bars: Sequence[Bar]) -> list[BarBatch]:
+    """The latest version of each, a batch for each feed."""
+    latest = {(bar.provider, bar.symbol, bar.slot): bar for bar in bars}
+    by: dict[str, list[Bar]] = {}
+    for bar in latest.values():
+        by.setdefault(bar.provider, []).append(bar)
+    return [batch_of(provider, some) for provider, some in sorted(by.items())]
+
+
+def batch_of(provider: str, bars: Sequence[Bar]) -> BarBatch:
     close = np.array([bar.close for bar in bars])
     return BarBatch(
-        PROVIDER, INTERVAL, "final", SYMBOLS,
+        provider, INTERVAL, "final", SYMBOLS,
         np.array([SYMBOLS.index(bar.symbol) for bar in bars], np.uint32),
         START_NS + np.array([bar.slot for bar in bars], np.int64) * INTERVAL_NS,
         close, close, close, close, np.ones(len(bars)), close,
@@ -196,8 +207,7 @@ class World:
         """
         for number in range(PARTITIONS):
             mine = [bar for bar in bars if partition_of(bar.symbol, PARTITIONS) == number]
-            latest = list({(bar.symbol, bar.slot): bar for bar in mine}.values())
-            if not latest:
+            if not mine:
                 continue
             if number not in self.claims:
                 key = PartitionKey("windows", "mdp.events", number)
@@ -205,7 +215,7 @@ class World:
                 assert claim is not None
                 self.claims[number] = claim
             claim = self.claims[number]
-            result = await self.store.commit([Written(claim, [batch_of(latest)])], [])
+            result = await self.store.commit([Written(claim, batches_of(mine))], [])
             self.claims[number] = Claim(claim.key, claim.token, claim.sequence + 1, None)
             self.left += [
                 Entry(number, i.message.payload, key=i.message.key) for i in result.outbox
@@ -229,7 +239,8 @@ class World:
 
     async def closed(self, provider: str, symbol: str, start: int) -> int | None:
         """Has not come as far, as it happens."""
-        assert (provider, symbol) == (PROVIDER, FEATURES.index)
+        assert provider in (PROVIDER, SLOW_PROVIDER)
+        assert symbol == FEATURES.index
         return start if self.chance.random() < 0.1 else None
 
     async def infer(
@@ -298,31 +309,43 @@ async def expected(
     for edition in (e for some in (editions or {}).values() for e in some):
         made.of(edition)
     of = lambda symbol: (editions or {}).get(partition_of(symbol, PARTITIONS), [])  # noqa: E731
-    whose: Any = EditionsOf(made, of, lambda _: 2**62) if editions else evaluator()
+    signals: list[Signal] = []
     with TemporaryDirectory() as folder:
         world = World(Path(folder))
         await world.open()
-        latest = list({(bar.symbol, bar.slot): bar for bar in bars}.values())
-        await world.store.write_bars([batch_of(latest)] if latest else [])
+        await world.store.write_bars(batches_of(bars))
         everything = (START_NS, START_NS + 10**15)
-        spans = {bar.symbol: everything for bar in latest}
-        found = await revise_range(world.store, whose, PROVIDER, INTERVAL_NS, spans)
+        for provider in sorted({bar.provider for bar in bars}):
+            whose: Any = EditionsOf(made, (provider, INTERVAL), of, lambda _: 2**62)
+            whose = whose if editions else evaluator()
+            spans = {bar.symbol: everything for bar in bars if bar.provider == provider}
+            found = await revise_range(world.store, whose, provider, INTERVAL_NS, spans)
+            signals += found.changes
         await world.store.close()
-    return {s.key: (s.value, s.score, s.metadata) for s in found.changes}
+    return {s.key: (s.value, s.score, s.metadata) for s in signals}
 
 
 def bars_of(seed: int, number: int, sorted_by: str) -> list[Bar]:
-    """Bars of a few symbols in some order, some of them several times with other prices."""
+    """Bars of a few symbols in some order, some of them several times with other prices.
+
+    Two feeds have the same symbols, and one of them is behind.
+    """
     random = Random(seed)
     closes = (99.0, 100.0, 100.5, 101.0, 103.25, 0.1, 1e9)
     bars = [
-        Bar(random.choice(SYMBOLS), random.randrange(45), random.choice(closes))
+        Bar(
+            random.choice(SYMBOLS),
+            random.randrange(45),
+            random.choice(closes),
+            SLOW_PROVIDER if random.random() < 0.3 else PROVIDER,
+        )
         for _ in range(number)
     ]
+    behind = {PROVIDER: 0, SLOW_PROVIDER: 15}
     if sorted_by == "time":
-        return sorted(bars, key=lambda bar: bar.slot)
+        return sorted(bars, key=lambda bar: bar.slot + behind[bar.provider])
     if sorted_by == "nearly":
-        return sorted(bars, key=lambda bar: bar.slot + random.randrange(8))
+        return sorted(bars, key=lambda bar: bar.slot + behind[bar.provider] + random.randrange(8))
     return bars
 
 

@@ -218,6 +218,54 @@ async def test_signs_of_life_keep_a_lease_alive(make: Make) -> None:
     assert not any(change.claims for change in await group.beat("b"))  # nobody has let go yet
 
 
+async def test_who_computes_for_long_keeps_what_it_owns(make: Make) -> None:
+    group = await make(2)
+    group.join("a")
+    await group.settled()
+    with group.members["a"].at_work():  # and does not ask what is to change
+        for _ in range(4):
+            group.clock.advance(LEASE_NS * 3 // 4)
+            begun = group.store.beats["a"]
+            async with asyncio.timeout(ENOUGH_S):
+                while group.store.beats["a"] < begun + 2:
+                    await asyncio.sleep(0.0005)
+        group.join("b")
+        assert not any(change.claims for change in await group.beat("b"))
+    assert [c.surplus for c in await group.beat("a") if c.surplus] == [[1]]
+
+
+async def test_what_was_claimed_meanwhile_is_kept_too(make: Make) -> None:
+    """Until the worker comes to take it up."""
+    group = await make(4)
+    group.join("a", "b")
+    await group.settled()
+    await group.leave("b")
+    await group.begin_to_beat("a")
+    with group.members["a"].at_work():
+        for _ in range(4):
+            begun = group.store.beats["a"]
+            async with asyncio.timeout(ENOUGH_S):
+                while group.store.beats["a"] < begun + 2:
+                    await asyncio.sleep(0.0005)
+            group.clock.advance(LEASE_NS * 3 // 4)
+    group.join("b")
+    rows = await group.store.status(GROUP, TOPIC)
+    assert [row.owner for row in rows] == ["a"] * 4
+    assert not any(change.claims for change in await group.beat("b"))
+
+
+async def test_who_waits_gives_no_sign_of_life(make: Make) -> None:
+    """What it waits for may be there for others."""
+    group = await make(2)
+    group.join("a")
+    await group.settled()
+    with group.members["a"].at_work():
+        pass
+    begun = group.store.beats["a"]
+    await asyncio.sleep(4 * LEASE_NS / 1e9)
+    assert group.store.beats["a"] <= begun + 1
+
+
 async def test_who_leaves_frees_its_partitions_at_once(make: Make) -> None:
     group = await make(4)
     group.join("a", "b")

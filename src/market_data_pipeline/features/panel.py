@@ -76,11 +76,6 @@ class Panel:
         first = np.flatnonzero(np.diff(self.codes, prepend=-1))
         return dict(zip(self.symbols, self.ts[first].tolist(), strict=True))
 
-    def last_starts(self) -> dict[str, int]:
-        """Symbol -> start of its last bar, UTC ns."""
-        last = np.flatnonzero(np.diff(self.codes, append=-1))
-        return dict(zip(self.symbols, self.ts[last].tolist(), strict=True))
-
     def select(self, rows: NDArray[np.intp]) -> Selection:
         """What is to be computed: the bars at `rows`."""
         columns = {"ts": self.ts, **self.columns}

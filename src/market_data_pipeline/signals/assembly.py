@@ -25,8 +25,8 @@ from market_data_pipeline.features.catalog import catalog
 from market_data_pipeline.holding import held
 from market_data_pipeline.inference.adapters.rules import RulesAdapter
 from market_data_pipeline.inference.guard import guard, load_fallback
-from market_data_pipeline.lane_news import fed_live
 from market_data_pipeline.patience import patient
+from market_data_pipeline.signals.beside import inferred_live
 from market_data_pipeline.signals.checkpoint import GROUP_SUFFIX
 from market_data_pipeline.signals.editions import Editions
 from market_data_pipeline.signals.evaluator import Evaluator, Guard, Unguarded
@@ -162,9 +162,7 @@ async def signal_lane(
         if claim is None:
             return Signalled()
         commits = CoordinatedCommits(parts.store, _COORDINATOR)
-        live = await patient(
-            lambda: fed_live(parts.store, parts.generations, bus.group, bus.partitions), stop=stop
-        )
+        live = await patient(lambda: inferred_live(parts), stop=stop)
         lane_signals = LaneSignals(parts.bus, parts.store, commits, evaluator, bars, topic, live)
         parts.progress.signalled = lane_signals.done
         return await lane_signals.run(claim, stop)

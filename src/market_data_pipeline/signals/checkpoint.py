@@ -14,22 +14,15 @@ from market_data_core.signals import Signal
 
 GROUP_SUFFIX = "-infer"
 """Added to the consumer group's name: the workers of inference are a group of their own."""
-_VERSION = "signals-1"
+_VERSION = "signals-2"
 """A text, so that nobody takes it for a micro-batcher's checkpoint."""
 
 
-class Edition(msgspec.Struct, frozen=True, array_like=True):
-    """Rules and models, and the bars that they are for.
+NEVER = -(2**62)
+"""Before all times, UTC ns."""
 
-    Attributes:
-        after: they are for bars that end after this, UTC ns.
-        version: what identifies them all.
-        text: of the rules, so that they can be read again once their file has changed.
-    """
-
-    after: int
-    version: str
-    text: str = ""
+Key = tuple[str, str]
+"""Provider and interval."""
 
 
 class Series(msgspec.Struct, frozen=True, array_like=True):
@@ -42,6 +35,25 @@ class Series(msgspec.Struct, frozen=True, array_like=True):
     provider: str
     interval: str
     reached: int
+
+
+class Edition(msgspec.Struct, frozen=True, array_like=True):
+    """Rules and models, and the bars that they are for.
+
+    Attributes:
+        version: what identifies them all.
+        text: of the rules, so that they can be read again once their file has changed.
+        behind: what was evaluated by earlier ones; they are for the bars behind that.
+    """
+
+    version: str
+    text: str = ""
+    behind: tuple[Series, ...] = ()
+
+    def after(self, key: Key) -> int:
+        """They are for bars of that kind which begin after this, UTC ns."""
+        ends = (s.reached for s in self.behind if (s.provider, s.interval) == key)
+        return next(ends, NEVER)
 
 
 class SignalsCheckpoint(msgspec.Struct, frozen=True, kw_only=True):

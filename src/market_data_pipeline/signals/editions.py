@@ -7,19 +7,16 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 import msgspec
 import numpy as np
 import structlog
-from numpy.typing import NDArray
 
 from market_data_core.errors import ConfigError
-from market_data_core.intervals import parse_interval
 from market_data_pipeline.features.selection import Selection
-from market_data_pipeline.signals.checkpoint import Edition, SignalsCheckpoint
+from market_data_pipeline.signals.checkpoint import NEVER, Edition, Key, Series, SignalsCheckpoint
 from market_data_pipeline.signals.evaluator import Evaluator
 
 log = structlog.get_logger("inference")
 
-ALWAYS = -(2**62)
-"""Before all bars, UTC ns."""
 _KEPT = 8
+_FOREVER = 2**62
 
 
 class Editions:
@@ -74,6 +71,8 @@ class Editions:
             made = None
         if made and made.version == edition.version:
             return made
+        if made:
+            made.close()
         log.warning(
             "earlier rules or models cannot be had any more; what they gave stays as it is",
             version=edition.version[:12],
@@ -81,7 +80,7 @@ class Editions:
         return None
 
     def joined(
-        self, checkpoint: SignalsCheckpoint, reached: Mapping[tuple[str, str], int]
+        self, checkpoint: SignalsCheckpoint, reached: Mapping[Key, int]
     ) -> SignalsCheckpoint:
         """A partition's checkpoint with the present one as its latest edition.
 
@@ -89,25 +88,26 @@ class Editions:
             checkpoint: as it was.
             reached: provider and interval -> start of the newest bar evaluated, UTC ns.
         """
-        ends = [start + parse_interval(interval) for (_, interval), start in reached.items()]
-        editions = self.continued(checkpoint.editions, max(ends, default=ALWAYS))
+        editions = self.continued(checkpoint.editions, reached)
         for edition in editions:
             self.of(edition)  # now, so that it is known how far any of them looks
         return msgspec.structs.replace(checkpoint, editions=editions)
 
-    def continued(self, editions: Sequence[Edition], after: int) -> list[Edition]:
+    def continued(self, editions: Sequence[Edition], reached: Mapping[Key, int]) -> list[Edition]:
         """A partition's editions, the present one among them.
 
         Args:
             editions: those so far, the latest last.
-            after: end of the newest bar that was evaluated, UTC ns; `ALWAYS` if there was none.
+            reached: provider and interval -> start of the newest bar evaluated, UTC ns.
         """
-        if editions and editions[-1].version == self.current.version:
-            return list(editions)
-        here = Edition(after if editions else ALWAYS, self.current.version, self.current.text)
         # one that was never used for a bar is as if it had not been
-        earlier = [edition for edition in editions if edition.after < here.after]
-        return [*earlier, here][-_KEPT:]
+        used = [e for e in editions if any(e.after(key) < last for key, last in reached.items())]
+        if not used:
+            return [Edition(self.current.version, self.current.text)]
+        if used[-1].version == self.current.version:
+            return used
+        behind = tuple(Series(*key, last) for key, last in sorted(reached.items()))
+        return [*used, Edition(self.current.version, self.current.text, behind)][-_KEPT:]
 
     def reach(self, interval_ns: int) -> int:
         """How many bars, at most, look at a bar, by any evaluator so far; 0 if nothing does."""
@@ -136,6 +136,7 @@ class EditionsOf:
 
     Args:
         editions: the evaluators.
+        key: provider and interval of the bars.
         of: symbol -> the editions of its partition, the latest last.
         until: symbol -> start of its newest bar that is due, UTC ns: what is stored behind it comes
             later, when it may be another edition's.
@@ -144,10 +145,11 @@ class EditionsOf:
     def __init__(
         self,
         editions: Editions,
+        key: Key,
         of: Callable[[str], Sequence[Edition]],
         until: Callable[[str], int],
     ) -> None:
-        self._editions, self._of, self._until = editions, of, until
+        self._editions, self._key, self._of, self._until = editions, key, of, until
         self.session_gap_ns = editions.current.session_gap_ns
 
     @property
@@ -165,22 +167,22 @@ class EditionsOf:
 
     def parts(self, selection: Selection) -> Iterator[tuple[Evaluator, Selection]]:
         """The bars by who evaluates them, the earliest first; some may have no evaluator."""
-        ends = selection.starts + selection.interval_ns
-        has: dict[Edition, NDArray[np.bool_]] = {}
-        until = np.zeros(len(selection.symbols), np.int64)
-        for code in np.unique(selection.codes).tolist():
+        here = np.unique(selection.codes).tolist()
+        of = {code: self._of(selection.symbols[code]) for code in here}
+        most, symbols = max(map(len, of.values()), default=0), len(selection.symbols)
+        until = np.full(symbols, NEVER)
+        after = np.full((most, symbols), _FOREVER)  # of the latest edition, the one before, ...
+        for code in here:
             until[code] = self._until(selection.symbols[code])
-            for edition in self._of(selection.symbols[code]):
-                if edition not in has:
-                    has[edition] = np.zeros(len(selection.symbols), np.bool_)
-                has[edition][code] = True
-        chosen = np.full(len(selection), -1)
-        due = selection.starts <= until[selection.codes]
-        ordered = sorted(has, key=lambda edition: edition.after)
-        for number, edition in enumerate(ordered):
-            chosen[due & has[edition][selection.codes] & (ends > edition.after)] = number
-        for number, edition in enumerate(ordered):
-            rows: NDArray[np.intp] = np.flatnonzero(chosen == number)
-            evaluator = self._editions.of(edition)
-            if evaluator and len(rows):
-                yield evaluator, selection.take(rows)
+            borders = [edition.after(self._key) for edition in reversed(of[code])]
+            after[: len(borders), code] = borders
+        starts, codes = selection.starts, selection.codes
+        behind = (starts > after[:, codes]) & (starts <= until[codes])
+        for back in reversed(range(most)):
+            rows = np.flatnonzero(behind[back] & ~behind[:back].any(axis=0))
+            whose = {code: of[code][-1 - back] for code in np.unique(codes[rows]).tolist()}
+            for edition in {one.version: one for one in whose.values()}.values():
+                its = [code for code, one in whose.items() if one.version == edition.version]
+                evaluator = self._editions.of(edition)
+                if evaluator:
+                    yield evaluator, selection.take(rows[np.isin(codes[rows], its)])

@@ -26,9 +26,9 @@ from market_data_core.records import TopicInfo
 from market_data_core.tables import BARS, Select
 from market_data_pipeline.generations import Generations
 from market_data_pipeline.patience import patient
+from market_data_pipeline.signals.checkpoint import Key
 from market_data_pipeline.signals.editions import Editions
 from market_data_pipeline.signals.observe import SignalsObserver
-from market_data_pipeline.signals.part import Key
 from market_data_pipeline.signals.ranges import Spans
 from market_data_pipeline.signals.reading import stored_spans
 from market_data_pipeline.signals.records import bars_of

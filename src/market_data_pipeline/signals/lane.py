@@ -22,7 +22,6 @@ from market_data_pipeline.signals.checkpoint import (
     SignalsGroup,
     decode_signals_checkpoint,
 )
-from market_data_pipeline.signals.editions import ALWAYS
 from market_data_pipeline.signals.evaluator import Evaluator
 from market_data_pipeline.signals.index import compared_spans
 from market_data_pipeline.signals.observe import SignalsObserver
@@ -39,7 +38,9 @@ class LaneSignals:
     """Evaluates the bars of one recording, and whatever stored bars depend on them.
 
     What is stored decides: bars that the recording shares with others are seen as they are now,
-    and an interrupted run is done again from the beginning, with the same result.
+    and an interrupted run is done again from the beginning, with the same result. Signals have one
+    author: where live inference evaluates a feed, it is told of the recording's bars, and they are
+    left to it.
 
     Args:
         bus: where the recording's bars are told, and its signals go.
@@ -48,8 +49,7 @@ class LaneSignals:
         evaluator: what is computed.
         bars: the recording's topic of bars.
         topic: where its signals are published; of one partition.
-        live: providers that have a live feed: what is compared with an index of theirs, others
-            follow.
+        live: providers that live inference evaluates, and is told of.
     """
 
     def __init__(
@@ -84,8 +84,9 @@ class LaneSignals:
         async with self._commits:
             await self._writer.publish(left)
             spans, end = await self._told()
+            spans = {key: some for key, some in spans.items() if key[0] not in self._live}
             spans = await patient(lambda: self._widened(spans))
-            edition = Edition(ALWAYS, self._evaluator.version)
+            edition = Edition(self._evaluator.version)
             ended = SignalsCheckpoint(log_id=self._bars.log_id, position=end, editions=[edition])
             same = known and (known.log_id, known.position) == (ended.log_id, ended.position)
             if same and known and known.editions == ended.editions:
@@ -129,7 +130,7 @@ class LaneSignals:
             indices = self._evaluator.indices(parse_interval(key[1]))
             changed = [symbols[symbol] for symbol in indices if symbol in symbols]
             others = [await compared_spans(self._store, key, indices, span) for span in changed]
-            found[key] = symbols if key[0] in self._live else united(symbols, *others)
+            found[key] = united(symbols, *others)
         return found
 
     async def _told(self) -> tuple[_Spans, int]:
@@ -140,7 +141,9 @@ class LaneSignals:
             async for record in self._records(number):
                 read += 1
                 if record.payload.startswith(MAGIC):
-                    _widen(spans, BarBatch.decode(record.payload)[0])
+                    batch, _ = BarBatch.decode(record.payload)
+                    _widen(spans, batch)
+                    self.done.left += len(batch) if batch.provider in self._live else 0
         return spans, read
 
     async def _records(self, number: int) -> AsyncIterator[Record]:

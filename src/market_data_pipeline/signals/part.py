@@ -11,17 +11,13 @@ from market_data_core.contracts.store import Claim
 from market_data_core.partitioning import partition_of
 from market_data_core.signals import Signal
 from market_data_pipeline.signals.checkpoint import (
+    NEVER,
     Edition,
+    Key,
     Series,
     SignalsCheckpoint,
     SignalsGroup,
 )
-
-Key = tuple[str, str]
-"""Provider and interval."""
-
-NEVER = -(2**62)
-"""Before all times, UTC ns."""
 
 
 @dataclass(slots=True)
@@ -98,14 +94,15 @@ class Parts(dict[int, Part]):
         part = self.get(self.home(symbol))
         return part.checkpoint.editions if part else ()
 
-    def renewed(self) -> int:
-        """The latest time at which rules or models of any of them changed, UTC ns."""
-        return max((p.checkpoint.editions[-1].after for p in self.values()), default=NEVER)
+    def renewed(self, key: Key) -> int:
+        """Start of the newest bar of a kind that is not for the present rules or models, UTC ns."""
+        editions = (part.checkpoint.editions[-1] for part in self.values())
+        return max((edition.after(key) for edition in editions), default=NEVER)
 
-    def renewed_of(self, symbol: str) -> int:
-        """When those of a symbol's partition changed last, UTC ns."""
+    def renewed_of(self, symbol: str, key: Key) -> int:
+        """The same, of the symbol's partition."""
         editions = self.editions(symbol)
-        return editions[-1].after if editions else NEVER
+        return editions[-1].after(key) if editions else NEVER
 
     @property
     def changed(self) -> bool:

@@ -24,7 +24,7 @@ Spans = Mapping[str, tuple[int, int]]
 """Symbol -> starts of the first and the last of its bars that are new or changed, UTC ns."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Revised:
     """What became of a stretch.
 
@@ -35,7 +35,7 @@ class Revised:
     """
 
     changes: list[Signal]
-    bars: int
+    bars: int = 0
     unanswered: frozenset[str] = frozenset()
 
 
@@ -113,34 +113,54 @@ async def revise_range(
         spans: the bars.
     """
     reach = evaluators.reach(interval_ns)
-    if not reach or not spans:
-        return Revised([], 0)
+    revised, unanswered = Revised([]), set[str]()
     indices = evaluators.indices(interval_ns)
     reader = Reader(store, provider, interval_ns, evaluators.session_gap_ns, indices)
-    behind, hold_off_ns = reach, evaluators.cooldown_ns
-    while True:
-        panel = await reader.around(spans, before=reach, behind=behind)
-        selection = affected(panel, spans, behind)
-        told, changes, moved = Told(kept=None), list[Signal](), set[str]()
-        unanswered: set[str] = set()
+    told, held_off = Told(), _HeldOff(evaluators.cooldown_ns)
+    left, wide = dict(spans) if reach else {}, reach
+    while left:
+        panel = await reader.around(left, before=reach, behind=reach)
+        selection = affected(panel, left, reach)
+        ends: dict[str, int] = {}
         for evaluator, part in evaluators.parts(selection):
             found = await evaluator.evaluate(provider, part)
             covered = covered_by(part)
-            known = {s: (first - hold_off_ns, last) for s, (first, last) in covered.items()}
+            known = {s: (first - held_off.ns, last) for s, (first, last) in covered.items()}
             begins = {symbol: first for symbol, (first, _) in covered.items()}
             told.learn(await reader.signals(known, found.names), since=begins)
-            changes += told.revise(found.signals, covered, found.names)
-            moved |= told.moved
+            revised.changes += told.revise(found.signals, covered, found.names)
+            held_off.learn(told)
+            ends |= {symbol: last for symbol, (_, last) in covered.items()}
             unanswered |= found.unanswered
-        if not hold_off_ns or not _goes_on(selection, panel, moved):
-            return Revised(changes, len(selection), frozenset(unanswered))
-        behind *= _FURTHER  # another signal holds off what follows, and so on until both agree
+        revised.bars += len(selection)
+        wide = min(wide * _FURTHER, _BARS_AT_ONCE // len(left))
+        left = {s: (ends[s], ends[s] + wide * interval_ns) for s in held_off.differently(ends)}
+    revised.unanswered = frozenset(unanswered)
+    return revised
 
 
-def _goes_on(selection: Selection, panel: Panel, symbols: set[str]) -> bool:
-    """Whether bars are stored behind those selected of any of the symbols."""
-    chosen, ends = covered_by(selection), panel.last_starts()
-    return any(ends[s] + panel.interval_ns > chosen[s][1] for s in symbols)
+class _HeldOff:
+    """Where signals are held off by others than before, once some have changed.
+
+    Args:
+        ns: the longest cooldown.
+    """
+
+    def __init__(self, ns: int) -> None:
+        self.ns = ns
+        self._since: dict[tuple[str, str], int] = {}
+
+    def learn(self, told: Told) -> None:
+        """What was changed last."""
+        for key, (now, was) in told.ends.items():
+            if now != was:
+                self._since[key] = max(ts for ts in (now, was) if ts is not None)
+            elif now is not None:
+                self._since.pop(key, None)
+
+    def differently(self, ends: Mapping[str, int]) -> set[str]:
+        """The symbols of which what follows the given times may be."""
+        return {s for (s, _), ts in self._since.items() if s in ends and ts + self.ns > ends[s]}
 
 
 def affected(panel: Panel, spans: Spans, reach: int) -> Selection:

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 _HOLES_MAX = 31
 """Where bars stand far apart, what lies between them is not read, but for the shortest holes."""
+_SPREAD = 256
+"""Signals are read at once for symbols that are wanted from within so many bars on."""
 
 
 class Reader:
@@ -113,19 +115,24 @@ class Reader:
             spans: symbol -> from and to, both included: ends of bars, UTC ns.
             names: of rules and models.
         """
+        import polars as pl
+
         if not spans or not names:
             return []
-        first = min(begin for begin, _ in spans.values())
-        last = max(end for _, end in spans.values())
-        where = {"provider": [self._provider], "symbol": list(spans), "name": list(names)}
-        frame = await self._store.select(Select(SIGNALS, where, first, last + 1))
         interval = format_interval(self._interval_ns)
-        return [
-            signal
-            for signal in signals_of(frame)
-            if spans[signal.symbol][0] <= signal.ts <= spans[signal.symbol][1]
-            and signal.metadata.get("interval") == interval
-        ]
+        meant = pl.col("ts").to_physical().is_between("first", "last")
+        meant &= pl.col("metadata").str.json_path_match("$.interval") == interval
+        found: list[Signal] = []
+        begins = {symbol: first for symbol, (first, _) in spans.items()}
+        for group in _together(begins, _SPREAD * self._interval_ns):
+            firsts, lasts = list(group.values()), [spans[symbol][1] for symbol in group]
+            where = {"provider": [self._provider], "symbol": list(group), "name": list(names)}
+            what = Select(SIGNALS, where, min(firsts), max(lasts) + 1)
+            border = pl.DataFrame({"symbol": list(group), "first": firsts, "last": lasts})
+            frame = await self._store.select(what)
+            frame = frame.join(border, on="symbol", maintain_order="left").filter(meant)
+            found += signals_of(frame)
+        return found
 
     async def _bars(
         self,

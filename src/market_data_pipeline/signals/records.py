@@ -9,8 +9,8 @@ import structlog
 from market_data_core.bars import MAGIC, BarBatch
 from market_data_core.errors import RejectedError
 from market_data_core.records import Record
+from market_data_pipeline.signals.checkpoint import Key
 from market_data_pipeline.signals.observe import SignalsObserver
-from market_data_pipeline.signals.part import Key
 
 log = structlog.get_logger("inference")
 

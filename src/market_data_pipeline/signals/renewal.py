@@ -21,7 +21,8 @@ _State = tuple[tuple[int, int] | None, ...]
 class Renewal:
     """What is computed from now on, if a file has changed.
 
-    Rules or a model that are wrong change nothing: that is told once, and those so far go on.
+    A file that is just being written is left until two looks find it the same. Rules or a model
+    that are wrong change nothing: that is told once, and those so far go on.
 
     Args:
         files: what is watched.
@@ -31,12 +32,13 @@ class Renewal:
 
     def __init__(self, files: Sequence[Path], build: Callable[[], Evaluator], version: str) -> None:
         self._files, self._build, self._version = files, build, version
-        self._seen = self._look()
+        self._seen = self._found = self._look()
 
     async def __call__(self) -> Evaluator | None:
         """A new evaluator; None if there is nothing new, or nothing that could be used."""
-        state = self._look()
-        if state == self._seen:
+        before, self._found = self._found, self._look()
+        state = self._found
+        if state == self._seen or state != before:
             return None
         gone = [file for file, now in zip(self._files, state, strict=True) if now is None]
         if gone and any(was for was, now in zip(self._seen, state, strict=True) if now is None):
@@ -52,6 +54,7 @@ class Renewal:
             metrics.ERRORS.labels("inference", "renewal").inc()
             return None
         if made.version == self._version:
+            made.close()
             return None
         self._version = made.version
         log.info("rules or models have changed", version=made.version[:12])

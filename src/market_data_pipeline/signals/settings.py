@@ -40,13 +40,21 @@ class Signalled:
         bars: bars that were evaluated; one that was restated counts again.
         signals: what the store did with the signals; retractions are among the updated.
         retracted: signals taken back.
+        left: bars of a recording whose signals are those of live inference to give.
     """
 
     bars: int = 0
     signals: WriteCounts = field(default_factory=WriteCounts)
     retracted: int = 0
+    left: int = 0
 
     def add(self, changes: Sequence[Signal], counts: WriteCounts) -> None:
         """Count what one commit wrote."""
         self.signals.add(counts)
         self.retracted += sum(signal.state == "retracted" for signal in changes)
+
+    def include(self, other: Signalled) -> None:
+        """Count what was done elsewhere too."""
+        self.bars += other.bars
+        self.signals.add(other.signals)
+        self.retracted += other.retracted

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,6 +15,7 @@ from market_data_core.signals import Signal
 from market_data_pipeline.features.history import History
 from market_data_pipeline.features.levels import Levels
 from market_data_pipeline.features.selection import Selection
+from market_data_pipeline.signals.checkpoint import NEVER, Key
 from market_data_pipeline.signals.evaluator import Evaluator
 from market_data_pipeline.signals.ranges import covered_by
 from market_data_pipeline.signals.reading import Reader
@@ -29,7 +30,7 @@ class Since:
     """From when on the present rules and models are those that evaluate bars.
 
     Attributes:
-        latest: for all symbols: bars that end after this, UTC ns.
+        latest: for all symbols: bars that begin after this, UTC ns.
         of: for one symbol.
     """
 
@@ -58,6 +59,21 @@ class Outcome:
         """A bar of `symbol` that begins at `start`, UTC ns, has to be worked out so."""
         first, last = self.old.get(symbol, (start, start))
         self.old[symbol] = min(first, start), max(last, start)
+
+
+class Streams(dict[Key, "BarStream | None"]):
+    """What a worker remembers, by provider and interval; None where nothing looks at the bars."""
+
+    def forget(self, symbols: Collection[str]) -> None:
+        """Drop what is known of symbols."""
+        for stream in filter(None, self.values()):
+            stream.forget(symbols)
+
+    def distrust(self, reached: Mapping[Key, int]) -> None:
+        """Bars up to these, UTC ns, were evaluated by others."""
+        for key, stream in self.items():
+            if stream:
+                stream.distrust(reached.get(key, NEVER))
 
 
 class BarStream:
@@ -104,9 +120,8 @@ class BarStream:
         needs = evaluator.needs(parse_interval(interval))
         return cls(store, evaluator, needs, provider, interval, since) if needs else None
 
-    def forget(self, symbols: Iterable[str]) -> None:
+    def forget(self, symbols: Collection[str]) -> None:
         """Drop what is known of symbols; when they come again it is read from the store."""
-        symbols = list(symbols)
         self._history.forget(symbols)
         self._told.forget(symbols)
         for symbol in symbols:
@@ -204,10 +219,10 @@ class BarStream:
     def _of_its_time(self, selection: Selection, outcome: Outcome) -> Selection:
         """The bars that the evaluator is for; those of the time of an earlier one are old."""
         starts = selection.starts
-        if not len(selection) or int(starts.min()) + self.interval_ns > self._since.latest():
+        if not len(selection) or int(starts.min()) > self._since.latest():
             return selection
         after = np.array([self._since.of(symbol) for symbol in selection.symbols])
-        its = starts + self.interval_ns > after[selection.codes]
+        its = starts > after[selection.codes]
         if its.all():
             return selection
         for row in np.flatnonzero(~its).tolist():

@@ -19,16 +19,17 @@ class Told:
     """The active signals of one provider and interval, by symbol and name in order of time.
 
     Args:
-        kept: how many of a symbol and name are kept; None for all.
+        kept: how many of a symbol and name are kept.
 
     Attributes:
-        moved: symbols of which the latest :meth:`revise` has changed the last signal of a name:
+        ends: symbol and name -> times of the last signals that the latest :meth:`revise` has found
+            there and that were there before, None if there was none: where they are not the same,
             what follows may be held off by another one than before.
     """
 
-    def __init__(self, kept: int | None = KEPT) -> None:
+    def __init__(self, kept: int = KEPT) -> None:
         self._kept = kept
-        self.moved: set[str] = set()
+        self.ends: dict[tuple[str, str], tuple[int | None, int | None]] = {}
         self._active: dict[str, dict[str, list[Signal]]] = {}
 
     def learn(self, signals: Iterable[Signal], since: Mapping[str, int] | None = None) -> None:
@@ -72,7 +73,7 @@ class Told:
         for signal, cooldown_ns in found:
             holds.setdefault((signal.symbol, signal.name), []).append((signal, cooldown_ns))
         changes: list[Signal] = []
-        self.moved = set()
+        self.ends = {}
         for symbol in covered.keys() & self._active.keys():
             for name in self._active[symbol].keys() & names:
                 holds.setdefault((symbol, name), [])
@@ -104,11 +105,10 @@ class Told:
             for ts, signal in was.items()
             if ts not in stays
         ]
-        if (now[-1].ts if now else None) != max(was, default=None):
-            self.moved.add(symbol)
+        self.ends[symbol, name] = now[-1].ts if now else None, max(was, default=None)
         # what is later was told by whoever has read further; it will be revised in its turn
         past = [*before, *now]
-        self._active[symbol][name] = (past[-self._kept :] if self._kept else past) + later
+        self._active[symbol][name] = past[-self._kept :] + later
         return gone + [signal for signal in now if was.get(signal.ts) != signal]
 
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
+from typing import TypeVar
 
 import structlog
 
@@ -30,7 +31,7 @@ from market_data_core.records import Place, TopicInfo
 from market_data_core.tables import BARS, Select
 from market_data_pipeline.ownership import Ownership
 from market_data_pipeline.patience import patient
-from market_data_pipeline.signals.checkpoint import decode_signals_checkpoint
+from market_data_pipeline.signals.checkpoint import NEVER, Key, decode_signals_checkpoint
 from market_data_pipeline.signals.editions import Editions, EditionsOf
 from market_data_pipeline.signals.evaluator import Evaluator
 from market_data_pipeline.signals.index import (
@@ -41,15 +42,16 @@ from market_data_pipeline.signals.index import (
     compared_spans,
 )
 from market_data_pipeline.signals.observe import SignalsObserver
-from market_data_pipeline.signals.part import NEVER, Key, Part, Parts
+from market_data_pipeline.signals.part import Part, Parts
 from market_data_pipeline.signals.ranges import Spans, blocks, revise_range
 from market_data_pipeline.signals.reading import stored_spans
 from market_data_pipeline.signals.records import Polled
 from market_data_pipeline.signals.recovery import beginning
 from market_data_pipeline.signals.settings import Signalled, SignalsSettings
-from market_data_pipeline.signals.stream import BarStream, Since
+from market_data_pipeline.signals.stream import BarStream, Since, Streams
 from market_data_pipeline.windows.writer import GroupWriter
 
+T = TypeVar("T")
 log = structlog.get_logger("inference")
 
 _TICK_S = 0.02
@@ -96,8 +98,7 @@ class SignalWorker:
         self._observer = SignalsObserver(info.name, settings.group, settings.member)
         self._writer = GroupWriter(bus, store, commits, self._observer, None, info.partitions)
         self._owned = Parts(info.partitions)
-        self._streams: dict[Key, BarStream | None] = {}
-        self._since = Since(self._owned.renewed, self._owned.renewed_of)
+        self._streams = Streams()
         self._follower = IndexFollower(bus, info, editions, self._observer)
         self._waits = IndexWaits(editions, closed, self._observer)
         self._held: Polled | None = None
@@ -174,22 +175,12 @@ class SignalWorker:
         part = self._owned.pop(number, None)
         if self._held:
             self._held.drop(number)
-        self._forget(self._owned.symbols(number))
+        self._streams.forget(self._owned.symbols(number))
         return part
-
-    def _forget(self, symbols: Sequence[str]) -> None:
-        for stream in filter(None, self._streams.values()):
-            stream.forget(symbols)
-
-    def _distrust(self, reached: Mapping[Key, int]) -> None:
-        """What bars up to these were compared with is not what the streams remember."""
-        for key, stream in self._streams.items():
-            if stream:
-                stream.distrust(reached.get(key, NEVER))
 
     async def _adopt(self, claim: Claim) -> None:
         number = claim.key.partition
-        self._forget(self._owned.symbols(number))  # others have had it meanwhile
+        self._streams.forget(self._owned.symbols(number))  # others have had it meanwhile
         known = decode_signals_checkpoint(claim.checkpoint) if claim.checkpoint else None
         found = await patient(lambda: beginning(self._bus, self._info, number, known))
         left = await patient(lambda: self._store.outbox(claim.key.group, claim.key.topic, number))
@@ -199,7 +190,7 @@ class SignalWorker:
         part = Part(claim, checkpoint, checkpoint.position, checkpoint.checksum, reached)
         self._owned[number] = part
         await self._follower.begin(checkpoint.index)
-        self._distrust(reached)
+        self._streams.distrust(reached)
         if found.cause:
             await self._make_up(number, part, found.cause)
         log.debug("partition owned", topic=self._info.name, partition=number, token=claim.token)
@@ -217,15 +208,15 @@ class SignalWorker:
         if not part.reached:  # nobody has begun here
             return
         since = min(part.reached.values()) - self._settings.horizon_ns
-        lost = await patient(lambda: stored_spans(self._store, Select(BARS, start=since)))
+        lost = await self._at_work(lambda: stored_spans(self._store, Select(BARS, start=since)))
         for key, spans in lost.items():
             mine = {s: span for s, span in spans.items() if self._owned.home(s) == number}
             if mine:
                 part.reached[key] = max(end for _, end in mine.values())
             await self._revise(*key, mine)
-        self._distrust(part.reached)
+        self._streams.distrust(part.reached)
         await self._compare_all(since)
-        self._forget(self._owned.symbols(number))
+        self._streams.forget(self._owned.symbols(number))
         await self._commit()  # before anybody reads from the store what was told
 
     async def _begin_anew(self, error: LogLostError) -> None:
@@ -250,9 +241,11 @@ class SignalWorker:
     async def _read(self) -> bool:
         positions = {number: part.position for number, part in self._owned.items()}
         if not positions:
+            self._observer.consumed({}, self._clock.now_ns())
             await asyncio.sleep(_TICK_S)
             return False
         polled = self._held or await self._poll(positions)
+        self._observer.consumed(polled.records, self._clock.now_ns())
         self._held = None if await self._take(polled) else polled
         if self._held:
             await asyncio.sleep(_HELD_S)
@@ -262,7 +255,6 @@ class SignalWorker:
         wait_s = _TICK_S if self._owned.changed else min(_WAIT_S, self._settings.lease_ns / 6e9)
         most, name = self._settings.poll_bytes, self._info.name
         found = await patient(lambda: self._bus.poll(name, positions, most, wait_s))
-        self._observer.consumed(found, self._clock.now_ns())
         return Polled(found, name, self._observer)
 
     async def _take(self, polled: Polled) -> bool:
@@ -297,7 +289,9 @@ class SignalWorker:
         known: Mapping[int, int],
     ) -> None:
         """Evaluate bars of a kind; `known` has each partition's newest that was read before."""
-        outcome = await patient(lambda: stream.take(batches, lambda s: known[self._owned.home(s)]))
+        outcome = await self._at_work(
+            lambda: stream.take(batches, lambda s: known[self._owned.home(s)])
+        )
         self.done.bars += outcome.bars
         self._owned.add(outcome.changes)
         if outcome.old:
@@ -330,7 +324,7 @@ class SignalWorker:
     async def _compare_again(self, key: Key, span: tuple[int, int]) -> None:
         """Work out from the store what was compared with an index's bars of a span."""
         indices = self._editions.indices(parse_interval(key[1]))
-        found = await patient(lambda: compared_spans(self._store, key, indices, span))
+        found = await self._at_work(lambda: compared_spans(self._store, key, indices, span))
         mine = {s: span for s, span in found.items() if self._owned.home(s) in self._owned}
         await self._revise(*key, mine)
         if stream := self._streams.get(key):
@@ -340,7 +334,9 @@ class SignalWorker:
     def _stream(self, key: Key) -> BarStream | None:
         """The state of bars of a kind; None if nothing looks at them."""
         if key not in self._streams:
-            made = BarStream.of(self._store, self._editions.current, *key, self._since)
+            owned = self._owned
+            since = Since(lambda: owned.renewed(key), lambda symbol: owned.renewed_of(symbol, key))
+            made = BarStream.of(self._store, self._editions.current, *key, since)
             if made:
                 made.distrust(self._owned.newest(key))
             self._streams[key] = made
@@ -350,15 +346,20 @@ class SignalWorker:
         """Work bars out from the store, and what depends on them."""
         key, length_ns = (provider, interval), parse_interval(interval)
         whose = EditionsOf(
-            self._editions, self._owned.editions, lambda s: self._owned.reached(s, key)
+            self._editions, key, self._owned.editions, lambda s: self._owned.reached(s, key)
         )
         for block in blocks(spans, length_ns):
             await self._commit()  # the store has to know what was told so far
-            revised = await patient(
+            revised = await self._at_work(
                 lambda b=block: revise_range(self._store, whose, provider, length_ns, b)  # type: ignore[misc]
             )
             self.done.bars += revised.bars
             self._owned.add(revised.changes)
+
+    async def _at_work(self, call: Callable[[], Awaitable[T]]) -> T:
+        """What the call gives; however long it computes, what is owned stays so."""
+        with self._ownership.at_work():
+            return await patient(call)
 
     # ---- writing ---------------------------------------------------------------------------
 

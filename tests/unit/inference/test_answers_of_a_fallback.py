@@ -68,5 +68,6 @@ async def test_a_file_that_is_gone_changes_nothing(tmp_path: Path) -> None:
         assert await renewal() is None
     assert [(line["log_level"], line["file"]) for line in lines] == [("warning", str(file))]
     file.write_text("22")
+    assert await renewal() is None
     assert await renewal() is made
     made.close()
