@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, Literal
 
@@ -29,6 +30,8 @@ SIGNAL_NAME_MAX = 200
 _NAME_RULE = f"a signal's name has 1 to {SIGNAL_NAME_MAX} characters"
 
 _encoder = msgspec.json.Encoder()
+_BUNDLE = b"\0signals1"
+"""No event begins so."""
 shown_ts = lru_cache(4_096)(format_ts)
 """A time as text; the signals of one window all have the same."""
 
@@ -102,6 +105,21 @@ class Signal(msgspec.Struct, frozen=True, kw_only=True):
         except msgspec.ValidationError as error:
             raise _bad_type(str(error)) from error
         return wire.checked()
+
+
+def bundled(signals: Sequence[Signal]) -> bytes:
+    """Events that are handed over together, to be published one by one."""
+    return _BUNDLE + msgspec.msgpack.encode([(s.provider, s.ts, s.encode()) for s in signals])
+
+
+def unbundled(payload: bytes) -> list[tuple[str, int, bytes]] | None:
+    """Provider, time (UTC ns) and bytes of each event of a bundle; None if it is none."""
+    if not payload.startswith(_BUNDLE):
+        return None
+    return _bundles.decode(memoryview(payload)[len(_BUNDLE) :])
+
+
+_bundles = msgspec.msgpack.Decoder(list[tuple[str, int, bytes]])
 
 
 class _Wire(msgspec.Struct, frozen=True, kw_only=True):

@@ -10,12 +10,13 @@ import msgspec
 from market_data_core.bars import BarBatch
 from market_data_core.contracts.store import BadRow, Claim, Gap, Message
 from market_data_core.errors import DamagedFileError
-from market_data_core.signals import Signal
+from market_data_core.signals import Signal, bundled
 
 GROUP_SUFFIX = "-infer"
 """Added to the consumer group's name: the workers of inference are a group of their own."""
 _VERSION = "signals-2"
 """A text, so that nobody takes it for a micro-batcher's checkpoint."""
+_AT_ONCE = 1_000
 
 
 NEVER = -(2**62)
@@ -129,20 +130,17 @@ class SignalsGroup:
         return ()
 
     def finish(self, bad: Sequence[BadRow]) -> tuple[bytes, Sequence[Message]]:  # noqa: ARG002
-        """The checkpoint, and the signals as messages."""
+        """The checkpoint, and the signals in bundles: a row of the outbox each would cost more."""
         claim, key = self.claim, self.claim.key
         origin = f"{key.group}/{key.topic}/{key.partition}/{claim.token}/{claim.sequence}"
         messages = [
             Message(
                 self.topic,
-                f"{origin}/{number}",
-                signal.encode(),
-                count=1,
-                provider=signal.provider,
-                min_ts=signal.ts,
-                max_ts=signal.ts,
+                f"{origin}/{at}",
+                bundled(self.signals[at : at + _AT_ONCE]),
+                len(self.signals[at : at + _AT_ONCE]),
             )
-            for number, signal in enumerate(self.signals)
+            for at in range(0, len(self.signals), _AT_ONCE)
         ]
         return self.checkpoint.encode(), messages
 

@@ -21,6 +21,7 @@ from market_data_core.contracts.store import (
 from market_data_core.errors import FencedError, LogLostError, MdpError, UsageError
 from market_data_core.partitioning import partition_of
 from market_data_core.records import Entry, TopicInfo
+from market_data_core.signals import unbundled
 from market_data_pipeline.patience import patient
 from market_data_pipeline.timeline import Timeline
 
@@ -159,6 +160,11 @@ class GroupWriter:
 def entries_of(item: OutboxItem, partitions: int, count: int) -> list[Entry]:
     """What carries a message to a topic of `count` partitions; `partitions` are those read from."""
     m = item.message
+    if (signals := unbundled(m.payload)) is not None:
+        return [
+            Entry(item.partition, event, 1, provider, ts, ts, key=f"{m.key}/{i}")
+            for i, (provider, ts, event) in enumerate(signals)
+        ]
     if m.partition >= 0 or count == partitions:
         to = m.partition if m.partition >= 0 else item.partition
         entry = Entry(to, m.payload, m.count, m.provider, m.min_ts, m.max_ts, key=m.key)

@@ -37,6 +37,10 @@ class Floats(_Packed):
     """``float8[]``."""
 
 
+class Blobs(_Packed):
+    """``bytea[]``."""
+
+
 class Integers(_Packed):
     """``bigint[]``."""
 
@@ -54,6 +58,7 @@ Missing = NDArray[np.bool_] | None
 
 _TYPES: dict[type[_Packed], tuple[int, int]] = {
     Texts: (1009, 25),
+    Blobs: (1001, 17),
     Floats: (1022, 701),
     Integers: (1016, 20),
     Moments: (1185, 1184),
@@ -124,8 +129,17 @@ def texts(column: Iterable[str]) -> Texts:
 
 def encoded_texts(column: Iterable[bytes]) -> Texts:
     """A parameter of type ``text[]`` from UTF-8."""
+    return _strings(Texts, column)
+
+
+def blobs(column: Iterable[bytes]) -> Blobs:
+    """A parameter of type ``bytea[]``."""
+    return _strings(Blobs, column)
+
+
+def _strings(cls: type[T], column: Iterable[bytes]) -> T:
     cells = [len(raw).to_bytes(4, "big") + raw for raw in column]
-    return _packed(Texts, len(cells), b"".join(cells))
+    return _packed(cls, len(cells), b"".join(cells))
 
 
 @lru_cache(maxsize=1 << 16)

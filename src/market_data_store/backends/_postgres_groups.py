@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import astuple, dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Any
 
@@ -23,13 +23,13 @@ from market_data_core.contracts.store import (
 )
 from market_data_core.errors import FencedError
 from market_data_core.tables import SIGNALS
-from market_data_store.backends._postgres_arrays import integers, moments, texts
+from market_data_store.backends._outbox import MESSAGE, message_row
+from market_data_store.backends._postgres_arrays import blobs, integers, moments, texts
 from market_data_store.backends._postgres_bars import Frontier, write_bars
 from market_data_store.backends._postgres_records import upsert_rows
 from market_data_store.backends._postgres_rows import NEW, UNCHANGED, UPDATED, Rows
 
 MINE = "consumer_group = %s AND topic = %s AND partition = %s"
-MESSAGE = "destination, key, payload, count, to_partition, provider, min_ts, max_ts"
 # in the order of the key, so that no two transactions wait for each other
 _LOCK = """SELECT p.consumer_group, p.topic, p.partition, p.token, p.sequence FROM partitions AS p
     JOIN unnest(%s, %s, %s) AS k (consumer_group, topic, partition)
@@ -38,7 +38,20 @@ _LOCK = """SELECT p.consumer_group, p.topic, p.partition, p.token, p.sequence FR
 _MOVE = f"""UPDATE partitions SET sequence = sequence + 1, checkpoint = %s, heartbeat = %s
     WHERE {MINE} AND token = %s AND sequence = %s"""
 _SEND = f"""INSERT INTO outbox (consumer_group, topic, partition, {MESSAGE})
-    VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s) RETURNING id"""
+    SELECT consumer_group, topic, partition, {MESSAGE}
+    FROM unnest(%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s) WITH ORDINALITY
+    AS m (consumer_group, topic, partition, {MESSAGE}, number) ORDER BY number RETURNING id"""
+_ARRAYS: tuple[Callable[[Any], Any], ...] = (
+    texts,
+    texts,
+    integers,
+    texts,
+    texts,
+    blobs,
+    *[integers] * 2,
+    texts,
+    *[integers] * 2,
+)
 _GAPS = """INSERT INTO gaps (provider, symbol, from_ts, to_ts, cause, state, detail, created_at)
     SELECT g.provider, g.symbol, g.from_ts, g.to_ts, g.cause, 'open', g.detail, n.now
     FROM unnest(%s, %s, %s, %s, %s, %s) WITH ORDINALITY
@@ -165,7 +178,9 @@ async def _finish(
     db: AsyncConnection[Any], work: list[_Work], now: int, result: CommitResult
 ) -> None:
     """Move the partitions' positions and put their messages into the outbox."""
-    moves, sent, items = [], [], []
+    moves: list[tuple[Any, ...]] = []
+    sent: list[tuple[Any, ...]] = []
+    items: list[tuple[int, Message]] = []
     for one, messages in zip(work, await _bar_messages(db, work), strict=True):
         claim, mine = one.group.claim, row_of(one.group.claim.key)
         checkpoint, more = one.group.finish(one.bad)
@@ -173,16 +188,17 @@ async def _finish(
             result.bad[claim.key.partition] = one.bad
         moves.append((checkpoint, now, *mine, claim.token, claim.sequence))
         for message in (*messages, *more):
-            sent.append((*mine, *astuple(message)))
+            sent.append((*mine, *message_row(message)))
             items.append((claim.key.partition, message))
     async with db.cursor() as cursor:
         await cursor.executemany(_MOVE, moves)
         if items:
-            await cursor.executemany(_SEND, sent, returning=True)
-            for partition, message in items:
-                ((number,),) = await cursor.fetchall()
-                cursor.nextset()
-                result.outbox.append(OutboxItem(number, partition, message))
+            columns = zip(*sent, strict=True)
+            arrays = [pack(column) for pack, column in zip(_ARRAYS, columns, strict=True)]
+            await cursor.execute(_SEND, arrays)
+            numbers = sorted(number for (number,) in await cursor.fetchall())
+            for number, item in zip(numbers, items, strict=True):
+                result.outbox.append(OutboxItem(number, *item))
 
 
 async def _enter(db: AsyncConnection[Any], gaps: Sequence[Gap], now: int) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Sequence
-from dataclasses import astuple
 
 import numpy as np
 
@@ -19,6 +18,7 @@ from market_data_core.contracts.store import (
     PartitionKey,
 )
 from market_data_core.errors import FencedError
+from market_data_store.backends._outbox import MESSAGE, message_row
 from market_data_store.backends._sqlite_bars import (
     Written,
     bad_rows,
@@ -28,7 +28,6 @@ from market_data_store.sqlite_file import parts_of, row_marks
 
 MINE = "consumer_group = ? AND topic = ? AND partition = ?"
 _OUTBOX_WIDTH = 11
-MESSAGE = "destination, key, payload, count, to_partition, provider, min_ts, max_ts"
 
 
 def commit_group(
@@ -86,7 +85,7 @@ def _send(db: sqlite3.Connection, key: PartitionKey, messages: list[Message]) ->
         marks = row_marks(len(part), _OUTBOX_WIDTH)
         cursor = db.execute(
             f"INSERT INTO outbox (consumer_group, topic, partition, {MESSAGE}) VALUES {marks}",
-            [value for message in part for value in (*row_of(key), *astuple(message))],
+            [value for message in part for value in (*row_of(key), *message_row(message))],
         )
         # nobody else writes meanwhile, so that the numbers of a statement's rows follow one another
         first = (cursor.lastrowid or 0) - len(part) + 1

@@ -66,13 +66,16 @@ def _day(value: date) -> str:
     return value.isoformat()
 
 
+_encode = json.JSONEncoder(
+    ensure_ascii=False, allow_nan=False, sort_keys=True, separators=(",", ":")
+).encode
+
+
 def _json(value: Any) -> str:
     if not isinstance(value, dict | list):
         msg = f"{value!r} is no dictionary or list"
         raise TypeError(msg)
-    return json.dumps(
-        value, ensure_ascii=False, allow_nan=False, sort_keys=True, separators=(",", ":")
-    )
+    return _encode(value)
 
 
 _CONVERSIONS: dict[str, Callable[[Any], Any]] = {"time": _time, "day": _day, "json": _json}

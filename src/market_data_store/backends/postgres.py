@@ -25,9 +25,10 @@ from market_data_core.contracts.store import (
 from market_data_core.errors import TransientError
 from market_data_core.registry import Backend
 from market_data_core.tables import BARS, Policy, Select, StoreStatus, Table
+from market_data_store.backends._outbox import MESSAGE
 from market_data_store.backends._postgres_arrays import integers
 from market_data_store.backends._postgres_bars import Frontier, write_all_bars
-from market_data_store.backends._postgres_groups import MESSAGE, MINE, commit_groups, row_of
+from market_data_store.backends._postgres_groups import MINE, commit_groups, row_of
 from market_data_store.backends._postgres_link import Link
 from market_data_store.backends._postgres_read import read_all, read_parts
 from market_data_store.backends._postgres_records import replace_row, upsert_rows

@@ -25,9 +25,9 @@ from market_data_core.contracts.store import (
 from market_data_core.errors import DamagedFileError, UsageError
 from market_data_core.registry import Backend
 from market_data_core.tables import BARS, SIGNALS, Policy, Select, StoreStatus, Table
+from market_data_store.backends._outbox import MESSAGE
 from market_data_store.backends._sqlite_bars import STAGE, write_all_bars
 from market_data_store.backends._sqlite_groups import (
-    MESSAGE,
     MINE,
     commit_group,
     forget_messages,
