@@ -32,12 +32,14 @@ class Known:
     """What this client knows a topic to hold already.
 
     Attributes:
+        message_bytes_max: most bytes of a message that the topic takes; None before it was asked.
         looked: whether it was looked at whether the topic holds anything.
         primed: whether the keys at the topic's end were looked up.
         sources: by partition, up to how many events of the source it has all of its own.
     """
 
     def __init__(self) -> None:
+        self.message_bytes_max: int | None = None
         self.looked = self.primed = False
         self.sources: dict[int, int] = {}
         self._keys: OrderedDict[str, None] = OrderedDict()

@@ -160,8 +160,8 @@ class KafkaBus:
             known = self._known.setdefault(topic, Known())
             on_broker = self._topics.on_broker(topic)
             append = self._appender.begun(on_broker, entries)
+            await self._check_sizes(topic, entries, known)
             if append is None:
-                self._check_sizes(entries)
                 await self._look_up(info, entries, known)
                 append = self._appender.begin(on_broker, entries, known.new_of(entries))
             await self._in_thread(lambda: self._appender.send(append, what))
@@ -170,15 +170,22 @@ class KafkaBus:
         except TransientError:
             self._doubted.add(topic)  # it may have been dropped
             raise
+        except UsageError:
+            known.message_bytes_max = None  # the topic may take less than it did
+            raise
         known.appended(entries)
 
-    def _check_sizes(self, entries: Sequence[Entry]) -> None:
-        limit = self._link.settings.message_max_bytes - _OVERHEAD
-        largest = max((len(e.payload) for e in entries), default=0)
-        if largest > limit:
+    async def _check_sizes(self, topic: str, entries: Sequence[Entry], known: Known) -> None:
+        """Refuse what the brokers would refuse, before anything of it is sent."""
+        largest = max((len(e.payload) for e in entries), default=0) + _OVERHEAD
+        most = known.message_bytes_max
+        if most is None or largest > most:
+            most = await self._in_thread(lambda: self._topics.message_bytes_max(topic))
+            known.message_bytes_max = most
+        if largest > most:
             msg = (
-                f"an entry of {largest} bytes does not fit; raise bus.kafka.message_max_bytes, and "
-                "max.message.bytes of the topic"
+                f"topic {topic!r}: a message of {largest} bytes is larger than {most}; raise "
+                "bus.kafka.message_max_bytes, and max.message.bytes of the topic"
             )
             raise UsageError(msg)
 

@@ -28,9 +28,11 @@ _EVERY = {
 }
 _PRODUCER = {
     "enable.idempotence": "true",
+    "enable.gapless.guarantee": "true",  # nothing behind a message that a broker refuses
     "acks": "all",
     "message.timeout.ms": "0",  # what was not confirmed in time stays in line, in its order
     "linger.ms": "0",  # entries come together
+    "batch.size": "1000000",
     "allow.auto.create.topics": "false",  # one that was removed would come back as the broker likes
     "queue.buffering.max.messages": "200000",
     "queue.buffering.max.kbytes": "262144",
@@ -63,7 +65,7 @@ _OURS = {
     "retries": "2147483647",
     "message.send.max.retries": "2147483647",
 }
-_FREE = frozenset({"linger.ms", "fetch.wait.max.ms"})
+_FREE = frozenset({"linger.ms", "batch.size", "fetch.wait.max.ms"})
 """What we set, but anybody may set otherwise."""
 _SAME = {"-1": "all"}
 
@@ -92,6 +94,7 @@ _REFUSED = frozenset(
         KafkaError.INVALID_PARTITIONS,
         KafkaError.POLICY_VIOLATION,
         KafkaError.TOPIC_EXCEPTION,
+        KafkaError._UNSUPPORTED_FEATURE,
     }
 )
 _SILENT = frozenset({KafkaError._TIMED_OUT, KafkaError._TRANSPORT, KafkaError._ALL_BROKERS_DOWN})
@@ -126,6 +129,7 @@ class Link:
 
     Attributes:
         timeout_s: longest wait for an answer.
+        batch_bytes_max: most bytes of several messages that a producer sends as one batch.
         admin: for all that is not writing or reading.
 
     Raises:
@@ -137,6 +141,7 @@ class Link:
         self.settings = settings
         self.timeout_s = settings.timeout_ms / 1000
         self._group = group
+        batch = settings.options.get("batch.size", _PRODUCER["batch.size"])
         self._logged: dict[str, float] = {}
         self._refused: tuple[float, KafkaError] | None = None
         try:
@@ -144,6 +149,7 @@ class Link:
         except KafkaException as error:
             msg = f"bus.kafka.options: {redact(error.args[0].str())}"
             raise UsageError(msg) from None
+        self.batch_bytes_max = min(int(batch, 0), settings.message_max_bytes)
 
     def producer(self) -> Producer:
         """A producer that neither loses nor doubles nor reorders."""

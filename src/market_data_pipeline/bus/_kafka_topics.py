@@ -21,7 +21,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
     ResourceType,
 )
 
-from market_data_core.errors import TransientError
+from market_data_core.errors import TransientError, UsageError
 from market_data_core.records import Bounds, Place, TopicInfo
 from market_data_pipeline.bus._kafka_link import Link, is_stale, is_unknown
 from market_data_pipeline.bus._topics import NoTopicError, is_name
@@ -212,17 +212,41 @@ class Topics:
         except KafkaException as error:
             raise NoTopicError(name) from error
 
+    def message_bytes_max(self, name: str) -> int:
+        """Most bytes of a message, before it is compressed, that we and the topic surely take.
+
+        Raises:
+            UsageError: the topic does not take the batches of messages that a producer makes.
+        """
+        ours, batch = self._link.settings.message_max_bytes, self._link.batch_bytes_max
+        theirs = int(self._settings(name).get("max.message.bytes") or ours)
+        if theirs < batch:
+            msg = (
+                f"topic {name!r} takes messages of {theirs} bytes, and several are sent as a batch "
+                f"of up to {batch}: raise max.message.bytes of the topic, or set batch.size in "
+                f"bus.kafka.options to {theirs} at most"
+            )
+            raise UsageError(msg)
+        return min(ours, theirs)
+
+    def _settings(self, name: str) -> Mapping[str, str]:
+        """The settings of a topic; none where they are not ours to see."""
+        asked = ConfigResource(ResourceType.TOPIC, self.on_broker(name))
+        future = self._link.admin.describe_configs([asked], **self._wait)[asked]
+        try:
+            found = self._link.result(future, f"topic {name!r}")
+        except (KafkaException, UsageError) as error:
+            log.debug("the settings of a topic cannot be seen", topic=name, error=str(error))
+            return {}
+        return {key: entry.value for key, entry in found.items()}
+
     def _look_at_settings(self, name: str) -> None:
         """Warn once of what lets records be lost or bear a wrong time of appending."""
         if name in self._warned:
             return
+        found = self._settings(name)
         self._warned.add(name)
-        asked = ConfigResource(ResourceType.TOPIC, self.on_broker(name))
-        future = self._link.admin.describe_configs([asked], **self._wait)[asked]
-        try:
-            found = {key: entry.value for key, entry in future.result(self._link.timeout_s).items()}
-        except (KafkaException, TimeoutError) as error:  # it may not be ours to see
-            log.debug("the settings of a topic cannot be seen", topic=name, error=str(error))
+        if not found:
             return
         wrong = []
         if found.get("message.timestamp.type") != "LogAppendTime":

@@ -267,19 +267,6 @@ async def test_authentication(open_bus: Open, kafka: Server) -> None:
     assert "wr0ng" not in repr(wrong._link.settings)
 
 
-async def test_an_entry_that_is_too_large(open_bus: Open) -> None:
-    """For us: nothing of the append is written. For the topic: the rest is, and stays so."""
-    bus = open_bus(message_max_bytes=100_000, topic_config={"max.message.bytes": 50_000})
-    await bus.create_topic(TOPIC, 1)
-    with pytest.raises(UsageError, match="message_max_bytes"):
-        await bus.append(TOPIC, [entry("a"), entry("b" * 100_000)])
-    assert await read_all(bus) == []
-    with pytest.raises(UsageError, match="of the topic"):
-        await bus.append(TOPIC, [entry("c" * 60_000)])
-    await bus.append(TOPIC, [entry("d")])
-    assert texts(await read_all(bus)) == ["d"]
-
-
 async def test_a_poll_that_nobody_waits_for_any_more(open_bus: Open) -> None:
     """It ends soon, and what it had fetched comes with the next."""
     bus = open_bus()

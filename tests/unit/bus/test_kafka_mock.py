@@ -75,8 +75,9 @@ def mock() -> Iterator[Mock]:
 @pytest.fixture
 def bus(mock: Mock, monkeypatch: pytest.MonkeyPatch) -> KafkaBus:
     made = KafkaBus(BusSettings(kafka=KafkaBusSettings(bootstrap_servers=mock.address)))
-    # the mock knows no way to describe topics
+    # the mock knows no way to describe topics and their settings
     monkeypatch.setattr(made._topics, "find", lambda name: TopicInfo(name, "mock", 2))
+    monkeypatch.setattr(made._topics, "message_bytes_max", lambda _: 1 << 20)
     return made
 
 
