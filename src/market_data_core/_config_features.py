@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import keyword
+import re
 from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, Field, ValidationError, model_validator
@@ -23,6 +25,27 @@ BAR_COLUMNS = ("open", "high", "low", "close", "volume", "bar_vwap", "trade_coun
 
 LABEL_PREFIX = "label_"
 """What names begin with that look ahead, for training; no feature's does."""
+
+CONDITION_FUNCTIONS = (
+    *("prev", "cross_up", "cross_down", "between"),
+    *("abs", "sign", "min", "max", "clip"),
+)
+"""What conditions of rules and models can call."""
+
+ANSWER_COLUMNS = ("prediction", "score")
+"""What a model's condition sees of its answer."""
+
+MATRIX_KEY = ("provider", "symbol", "interval", "ts", "end")
+"""The columns of the training matrix that tell which bar a row is."""
+
+_COLUMN = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_WORDS = frozenset(word.lower() for word in keyword.kwlist)
+_TAKEN = {
+    **dict.fromkeys(BAR_COLUMNS, "is a column of the bars"),
+    **dict.fromkeys(MATRIX_KEY, "is a column of the training matrix"),
+    **dict.fromkeys(CONDITION_FUNCTIONS, "is a function of conditions"),
+    **dict.fromkeys(ANSWER_COLUMNS, "is a model's answer in conditions"),
+}
 
 BARS_MAX = 10_000
 _REACH = ("horizon", "bars")
@@ -98,11 +121,27 @@ def feature_parameters(
     raise ConfigError(msg)
 
 
+def _check_column(name: str) -> str:
+    """`name` if a feature can bear it: conditions, which Python's parser reads, have to find it."""
+    if not _COLUMN.fullmatch(name):
+        msg = f"{name!r} is not valid: letters, digits and '_', beginning with a letter or '_'"
+        raise ValueError(msg)
+    why = _TAKEN.get(name, "")
+    if name.lower() in _WORDS:
+        why = "is a word of the language of conditions"
+    elif name.startswith(LABEL_PREFIX):
+        why = "begins as labels do, which look ahead"
+    if why:
+        msg = f"{name!r} {why}; give the feature another name"
+        raise ValueError(msg)
+    return name
+
+
 class FeatureWindow(SettingsModel):
     """One feature over one horizon, or over one number of bars."""
 
-    name: str = Field(
-        pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", description="Name of the column that rules can use."
+    name: Annotated[str, AfterValidator(_check_column)] = Field(
+        description="Name of the column that rules can use."
     )
     horizon: Interval | None = Field(
         default=None, description="How far back it looks, such as `60s`; or give `bars`."
@@ -125,15 +164,6 @@ class FeatureWindow(SettingsModel):
     def _named(self) -> Self:
         if (self.horizon is None) == (self.bars is None):
             msg = f"{self.name}: exactly one of horizon and bars has to be given"
-            raise ValueError(msg)
-        if self.name in BAR_COLUMNS:
-            msg = f"name {self.name!r} is a column of the bars; give the feature another name"
-            raise ValueError(msg)
-        if self.name.startswith(LABEL_PREFIX):
-            msg = (
-                f"name {self.name!r} begins as labels do, which look ahead; give the feature "
-                "another name"
-            )
             raise ValueError(msg)
         misplaced = [key for key in _REACH if key in self.parameters]
         if misplaced:

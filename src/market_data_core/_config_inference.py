@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import InitErrorDetails
 
 from market_data_core import registry
@@ -16,13 +24,12 @@ from market_data_core._config_types import (
     SettingsModel,
     check_distinct,
     check_provider_name,
+    check_signal_name,
     check_symbol,
 )
 from market_data_core._config_yaml import Problem
 from market_data_core._suggest import did_you_mean
 from market_data_core.events import OFFICIAL_SUFFIX
-
-_NAME = r"^([A-Za-z_][A-Za-z0-9_.-]{0,63})?$"
 
 
 def _one_star(text: str) -> str:
@@ -73,7 +80,6 @@ class ModelAdapterSettings(AdapterSettings):
     )
     name: str = Field(
         default="",
-        pattern=_NAME,
         description="Name of the signals. Empty: the file's name without its ending.",
     )
     features: Annotated[tuple[str, ...], AfterValidator(check_distinct)] = Field(
@@ -130,13 +136,28 @@ class ModelAdapterSettings(AdapterSettings):
         "none.",
     )
 
+    @field_validator("name")
+    @classmethod
+    def _named(cls, name: str, given: ValidationInfo) -> str:
+        """The name of the signals: that of the file where none is given."""
+        path: str = given.data.get("model_path", "")
+        if name or not path:
+            return name and check_signal_name(name)
+        stem = PurePosixPath(path.replace("\\", "/")).stem
+        try:
+            return check_signal_name(stem)
+        except ValueError as error:
+            msg = f"is not given, and that of the file cannot be the signals': {error}; give one"
+            raise ValueError(msg) from error
+
 
 class SklearnAdapterSettings(ModelAdapterSettings):
     """A scikit-learn model."""
 
     trusted: Annotated[tuple[str, ...], AfterValidator(check_distinct)] = Field(
         default=(),
-        description="Types in a skops file that may be loaded beside those known to be safe.",
+        description="Types in a skops file that may be loaded beside those known to be safe; they "
+        "may run code, so that `sha256` has to be set.",
     )
 
 

@@ -19,6 +19,7 @@ INTERVAL_MAX_NS = 7 * 86_400 * 10**9
 _SIZE = re.compile(r"(\d{1,15}(?:\.\d{1,3})?)\s*(?:([KMGT])(I?))?B?", re.IGNORECASE)
 _POWER = {"K": 1, "M": 2, "G": 3, "T": 4}
 _PROVIDER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]{0,63}")
+_SIGNAL = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}")
 
 
 class SettingsModel(BaseModel):
@@ -73,6 +74,21 @@ def check_provider_name(name: str) -> str:
     msg = (
         f"provider name {name!r} is not valid: 1 to 64 letters, digits, '_', '.', ':' or '-', "
         f"beginning with a letter or digit and not ending in {OFFICIAL_SUFFIX!r}"
+    )
+    raise ValueError(msg)
+
+
+def check_signal_name(name: str) -> str:
+    """`name` if the signals of a rule or model can bear it.
+
+    Raises:
+        ValueError: it is empty, too long, or has other characters.
+    """
+    if _SIGNAL.fullmatch(name):
+        return name
+    msg = (
+        f"{name!r} is not valid: 1 to 64 letters, digits, '_', '.' or '-', beginning with a "
+        "letter or '_'"
     )
     raise ValueError(msg)
 

@@ -5,6 +5,7 @@ The node tree is walked instead of being loaded, because only nodes know their l
 
 from __future__ import annotations
 
+import pathlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -44,11 +45,13 @@ class Document:
 
     Attributes:
         data: the settings; None where a key has no value or a value that cannot be read.
+        items: likewise, of a file that is a list; what stands there if it is none.
         lines: 1-based line of every key and list item.
         problems: everything that was wrong, in the order of the file.
     """
 
     data: dict[str, object] = field(default_factory=dict)
+    items: object = None
     lines: dict[Path, int] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
 
@@ -68,10 +71,31 @@ def dotted(path: Path) -> str:
     )
 
 
-def parse_yaml(text: str, env: Mapping[str, str]) -> Document:
+def read_text(path: pathlib.Path) -> str:
+    """What a file says, without the mark that some editors begin it with.
+
+    Raises:
+        ConfigError: it cannot be read, or is no text.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        msg = f"{path}: cannot be read: {error.strerror}"
+        raise ConfigError(msg) from error
+    except UnicodeDecodeError as error:
+        msg = f"{path}: is not UTF-8 text (byte {error.start})"
+        raise ConfigError(msg) from error
+
+
+def parse_yaml(text: str, env: Mapping[str, str] | None, *, listed: bool = False) -> Document:
     """The settings in `text`; problems are collected, none is raised.
 
     Only the parser's standard tags are understood: nothing in the file can run code.
+
+    Args:
+        text: YAML.
+        env: what variables are filled in from; None to leave texts as they are.
+        listed: whether it is a list of settings instead of a mapping.
     """
     document = Document()
     try:
@@ -79,8 +103,11 @@ def parse_yaml(text: str, env: Mapping[str, str]) -> Document:
         root = loader.get_single_node()
         if root is None:
             return document
-        if isinstance(root, yaml.MappingNode):
-            document.data = _Walker(document, loader, env).mapping(root, ())
+        walker = _Walker(document, loader, env)
+        if listed:
+            document.items = walker.value(root, ())
+        elif isinstance(root, yaml.MappingNode):
+            document.data = walker.mapping(root, ())
         else:
             document.problems.append(Problem((), "must be a mapping of settings", _line(root)))
     except yaml.MarkedYAMLError as error:
@@ -96,7 +123,9 @@ def parse_yaml(text: str, env: Mapping[str, str]) -> Document:
 class _Walker:
     """Turns nodes into values."""
 
-    def __init__(self, document: Document, loader: yaml.SafeLoader, env: Mapping[str, str]) -> None:
+    def __init__(
+        self, document: Document, loader: yaml.SafeLoader, env: Mapping[str, str] | None
+    ) -> None:
         self._document = document
         self._loader = loader
         self._env = env
@@ -122,7 +151,7 @@ class _Walker:
                 continue
             seen[key] = line
             self._document.lines[here] = line
-            own[key] = self._value(value_node, here)
+            own[key] = self.value(value_node, here)
         return {**merged, **own}
 
     def _merge(self, node: yaml.Node, path: Path) -> dict[str, object]:
@@ -130,14 +159,15 @@ class _Walker:
         sources = node.value if isinstance(node, yaml.SequenceNode) else [node]
         merged: dict[str, object] = {}
         for source in sources:
-            value = self._value(source, path)
+            value = self.value(source, path)
             if not isinstance(value, dict):
                 self._problem(path, "<< must be followed by mappings", _line(node))
                 continue
             merged = {**value, **merged}
         return merged
 
-    def _value(self, node: yaml.Node, path: Path) -> object:
+    def value(self, node: yaml.Node, path: Path) -> object:
+        """What a node says; None where it says nothing that can be read."""
         self._nodes += 1
         if self._nodes > _NODES_MAX or len(path) > _DEPTH_MAX:
             mark = node.start_mark  # aliases can make a short file endless
@@ -147,9 +177,11 @@ class _Walker:
         if isinstance(node, yaml.SequenceNode):
             for index, child in enumerate(node.value):
                 self._document.lines[*path, index] = _line(child)
-            return [self._value(child, (*path, index)) for index, child in enumerate(node.value)]
+            return [self.value(child, (*path, index)) for index, child in enumerate(node.value)]
         if node.tag != _STR_TAG:
             return self._scalar(node, path)
+        if self._env is None:
+            return str(node.value)
         try:
             return expand(str(node.value), self._env)
         except ConfigError as error:

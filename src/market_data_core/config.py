@@ -52,7 +52,7 @@ from market_data_core._config_types import (
     check_distinct,
     check_provider_name,
 )
-from market_data_core._config_yaml import Document, Problem, dotted, parse_yaml
+from market_data_core._config_yaml import Document, Problem, dotted, parse_yaml, read_text
 from market_data_core.errors import ConfigError, UsageError
 from market_data_core.redaction import redact, redact_value
 
@@ -146,15 +146,7 @@ def read_document(path: Path) -> Document:
     Raises:
         ConfigError: it cannot be read.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        msg = f"{path}: cannot be read: {error.strerror}"
-        raise ConfigError(msg) from error
-    except UnicodeDecodeError as error:
-        msg = f"{path}: is not UTF-8 text (byte {error.start})"
-        raise ConfigError(msg) from error
-    document = parse_yaml(text, os.environ)
+    document = parse_yaml(read_text(path), os.environ)
     document.data = _without_nulls(document.data)
     return document
 

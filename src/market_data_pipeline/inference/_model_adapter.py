@@ -7,8 +7,10 @@ import json
 from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
+import structlog
 from numpy.typing import NDArray
 
+from market_data_core._config_features import ANSWER_COLUMNS
 from market_data_core._config_inference import ModelAdapterSettings
 from market_data_core._suggest import did_you_mean
 from market_data_core.contracts.feature import Floats
@@ -26,8 +28,13 @@ from market_data_pipeline.inference.expression import (
 from market_data_pipeline.inference.expression_values import Frame
 from market_data_pipeline.inference.scope import FeedScope
 
+log = structlog.get_logger("inference")
+
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
-_ANSWERS = ("prediction", "score")
+_SHOWN = 10
+
+UNNUMBERED = "class"
+"""Reason of errors: a row's class has no number."""
 
 _NOT_IN_VERSION = {"enabled", "model_path", "sha256", "fallback"}
 """Settings that do not decide about the model's own signals."""
@@ -65,11 +72,11 @@ class ModelAdapter:
     ) -> None:
         self.name = kind
         self._unknown = metrics.INFERENCE_ROWS_UNKNOWN.labels(kind)
+        self._unnumbered = metrics.ERRORS.labels("inference", UNNUMBERED)
+        self._warned = False
         self._model, self._settings = model, settings
-        self._signal = settings.name or settings.model_path.replace("\\", "/").rpartition("/")[2]
-        if not settings.name:
-            self._signal = self._signal.rpartition(".")[0]
-        self.names = (self._signal,)
+        self._signal = settings.name
+        self.names = (settings.name,)
         self._interval = settings.interval or default_interval
         self._scope = FeedScope.of(settings.providers, settings.symbols)
         self._meta = model.features if settings.meta is None else settings.meta
@@ -94,7 +101,7 @@ class ModelAdapter:
         found = dict.fromkeys((*self._model.features, *self._meta), 0)
         if self._when is not None:
             for column, back in self._when.columns.items():
-                if column not in _ANSWERS:
+                if column not in ANSWER_COLUMNS:
                     found[column] = max(back, found.get(column, 0))
         return found
 
@@ -131,15 +138,35 @@ class ModelAdapter:
         """Nothing is held that has to be released."""
 
     def _finite(self, answer: Answer, whole: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        """Which rows have an answer; all that were whole must have one."""
-        good: NDArray[np.bool_] = np.isfinite(answer.prediction)
+        """Which rows have an answer; all that were whole must have one, or a class.
+
+        Raises:
+            ModelError: a row has none.
+        """
+        numbered: NDArray[np.bool_] = np.isfinite(answer.prediction)
+        found = numbered.copy()
+        found[list(answer.unnumbered)] = True
         if answer.score is not None:
-            good &= np.isfinite(answer.score)
-        bad = int(np.count_nonzero(whole & ~good))
+            found &= np.isfinite(answer.score)
+        bad = int(np.count_nonzero(whole & ~found))
         if bad:
-            msg = f"answered {bad} of {len(good)} rows with numbers that are not finite"
+            msg = f"answered {bad} of {len(found)} rows with numbers that are not finite"
             raise ModelError(NOT_FINITE, msg)
-        return good
+        if answer.unnumbered:
+            self._tell(answer.unnumbered)
+        return found & numbered
+
+    def _tell(self, unnumbered: Mapping[int, str]) -> None:
+        """Count rows whose class has no number, and log the first of them."""
+        self._unnumbered.inc(len(unnumbered))
+        if not self._warned:
+            self._warned = True
+            log.warning(
+                "the model gave a class that has no number; such rows give no signal",
+                adapter=self.name,
+                classes=sorted(set(unnumbered.values()))[:_SHOWN],
+                setting=f"inference.adapters.{self.name}.values",
+            )
 
     def _firings(self, rows: Rows, index: NDArray[np.intp], answer: Answer) -> list[Firing]:
         value, score = answer.prediction, answer.score
@@ -175,7 +202,7 @@ class _Answered:
 
     def value(self, column: str, back: int = 0) -> Floats:
         """As the rows have it; answers are NaN where the model was not asked."""
-        if column not in _ANSWERS:
+        if column not in ANSWER_COLUMNS:
             return self._rows.value(column, back)
         found = self._answer.prediction if column == "prediction" else self._answer.score
         values = np.full(len(self._rows), np.nan)
@@ -192,7 +219,7 @@ def _condition(text: str, known: Known, *, scored: bool, where: str) -> Conditio
     """
     if not text.strip():
         return None
-    answers = _ANSWERS if scored else _ANSWERS[:1]
+    answers = ANSWER_COLUMNS if scored else ANSWER_COLUMNS[:1]
     if isinstance(known, Collection):
         named: Known = {*known, *answers}
     else:

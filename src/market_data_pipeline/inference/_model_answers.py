@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -30,10 +30,13 @@ class Answer:
     Attributes:
         prediction: shape (n,): the class's number, or the regression's.
         score: shape (n,): the probability of that class; None where the model has none.
+        unnumbered: row -> its class, for rows of a class that has no number; their prediction is
+            NaN.
     """
 
     prediction: Floats
     score: Floats | None
+    unnumbered: Mapping[int, str] = field(default_factory=dict)
 
 
 class Model(Protocol):
@@ -106,19 +109,32 @@ def numbers(found: NDArray[Any], rows: int) -> Floats:
     return found.reshape(rows).astype(np.float64)
 
 
-def of_classes(found: NDArray[Any], rows: int, classes: Mapping[Any, float]) -> Floats:
+def of_classes(
+    found: NDArray[Any], rows: int, classes: Mapping[Any, float], score: Floats | None = None
+) -> Answer:
     """The numbers of predicted classes.
 
+    Args:
+        found: the classes, one for each row.
+        rows: how many there must be.
+        classes: the number of each class, by label.
+        score: shape (n,): their probabilities; None where there are none.
+
     Raises:
-        ModelError: not one known class for each row.
+        ModelError: not one class for each row.
     """
     if found.shape not in {(rows,), (rows, 1)}:
         raise wrong_shape(found, f"({rows},) of classes")
+    labels = found.reshape(rows).tolist()
     try:
-        return np.array([classes[label] for label in found.reshape(rows).tolist()], np.float64)
-    except (KeyError, TypeError) as error:
-        msg = f"answered a class that is not among its classes: {error}"
+        said = [classes.get(label) for label in labels]
+    except TypeError as error:
+        msg = f"answered something that is no class: {error}"
         raise ModelError(SHAPE, msg) from error
+    prediction = np.array([np.nan if one is None else one for one in said], np.float64)
+    return Answer(
+        prediction, score, {row: str(labels[row]) for row, one in enumerate(said) if one is None}
+    )
 
 
 def likeliest(found: NDArray[Any], rows: int, classes: Mapping[Any, float]) -> Answer:
@@ -159,7 +175,7 @@ def class_numbers(labels: list[Any], values: Mapping[str, float], where: str) ->
     Raises:
         ConfigError: a class that is no number has none, or a label is not the model's.
     """
-    texts = [label if isinstance(label, str) else f"{label:g}" for label in labels]
+    texts = [_text(label) for label in labels]
     unknown = [text for text in values if text not in texts]
     if unknown:
         meant = did_you_mean(unknown[0], texts)
@@ -171,7 +187,14 @@ def class_numbers(labels: list[Any], values: Mapping[str, float], where: str) ->
     if missing:
         msg = (
             f"{where}: say no number for the class{'es' if len(missing) > 1 else ''} "
-            f"{', '.join(missing)}; write {{{missing[0]}: 1}}"
+            f"{', '.join(missing)}; add one for each, such as {missing[0]}: 0"
         )
         raise ConfigError(msg)
     return {label: float(values[text]) for label, text in zip(labels, texts, strict=True)}
+
+
+def _text(label: Any) -> str:
+    """A class as it is written in the settings: all digits, but ``1`` for 1.0."""
+    if isinstance(label, bool):
+        return str(int(label))
+    return str(label).removesuffix(".0") if isinstance(label, float) else str(label)

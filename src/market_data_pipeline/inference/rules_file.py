@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-import textwrap
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +11,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 
 from market_data_core._config_inference import ProviderPattern, SymbolPattern
 from market_data_core._config_problems import problems_of, shorten
+from market_data_core._config_types import check_signal_name
 from market_data_core._config_yaml import Document, Problem, dotted, parse_yaml
 from market_data_core._suggest import did_you_mean
 from market_data_core.config import (
@@ -35,11 +34,6 @@ from market_data_pipeline.inference.scope import FeedScope
 RULES_MAX = 1_000
 """Most rules in one file."""
 
-_KEY = "rules"
-_START = re.compile(r"\A((?:[ \t]*(?:#.*)?\r?\n)*)---(?=\s|\Z)")
-_LINE = re.compile(r"\bline (\d+)\b")
-_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}")
-
 
 def _number(value: Any) -> Any:
     if isinstance(value, bool):
@@ -53,16 +47,6 @@ def _list(value: Any) -> Any:
         msg = f"must be a list, such as [{value}]"
         raise ValueError(msg)  # noqa: TRY004 - likewise
     return value
-
-
-def _name(text: str) -> str:
-    if _NAME.fullmatch(text):
-        return text
-    msg = (
-        f"{text!r} is not valid: 1 to 64 letters, digits, '_', '.' or '-', beginning with a "
-        "letter or '_'"
-    )
-    raise ValueError(msg)
 
 
 def _literal(value: Any) -> Any:
@@ -79,7 +63,9 @@ _LISTED = (BeforeValidator(_list), AfterValidator(check_distinct))
 class RuleSettings(SettingsModel):
     """One rule, as it is written."""
 
-    name: Annotated[str, AfterValidator(_name)] = Field(description="The name of its signals.")
+    name: Annotated[str, AfterValidator(check_signal_name)] = Field(
+        description="The name of its signals."
+    )
     condition: str = Field(description="When it fires.")
     signal: Annotated[float, BeforeValidator(_number)] = Field(
         description="The value of its signals."
@@ -146,27 +132,12 @@ def read_rules(
         ConfigError: the message names of every fault the line, the rule, the key, in conditions
             the position, and what to write instead.
     """
-    document = _document(text)
+    document = parse_yaml(text, None, listed=True)  # the same text is the same rules anywhere
     reader = _Reader(document, columns, default_interval, intervals)
     rules = reader.read()
     if reader.problems:
         raise ConfigError(problems_text(Path(source), document, reader.problems))
     return tuple(rule for rule in rules if rule)
-
-
-def _document(text: str) -> Document:
-    """The list under one key, with the lines of the text as it was given.
-
-    Dollar signs are doubled, and so stay what they are: the same text is the same rules anywhere.
-    """
-    body = textwrap.indent(_START.sub(r"\1", text).replace("$", "$$"), " ")
-    document = parse_yaml(f"{_KEY}:\n{body}", {})
-    document.lines = {path: line - 1 for path, line in document.lines.items()}
-    for number, problem in enumerate(document.problems):
-        told = _LINE.sub(lambda found: f"line {int(found[1]) - 1}", problem.text)
-        line = max(1, (problem.line or 2) - 1)
-        document.problems[number] = Problem(problem.path, told, line)
-    return document
 
 
 class _Reader:
@@ -188,8 +159,8 @@ class _Reader:
     def read(self) -> list[Rule | None]:
         """Every rule; None in place of those that are disabled or wrong."""
         for problem in self._document.problems:
-            self._add(problem.path[1:], problem.text, problem.line)
-        listed = self._document.data.get(_KEY)
+            self._add(problem.path, problem.text, problem.line)
+        listed = self._document.items
         if listed is None:
             return []
         if not isinstance(listed, list):
@@ -202,7 +173,7 @@ class _Reader:
 
     def _add(self, path: tuple[str | int, ...], text: str, line: int | None = None) -> None:
         """Note a problem of what stands at `path`, which begins with the number of a rule."""
-        line = line or self._document.line_of((_KEY, *path))
+        line = line or self._document.line_of(path)
         if path:
             number, below = path[0], path[1:]
             rule = f"rule {self._called(number)}" if isinstance(number, int) else number
@@ -210,7 +181,7 @@ class _Reader:
         self.problems.append(Problem((), text, line))
 
     def _called(self, number: int) -> str:
-        listed = self._document.data.get(_KEY)
+        listed = self._document.items
         given = listed[number] if isinstance(listed, list) and number < len(listed) else None
         name = given.get("name") if isinstance(given, dict) else None
         return shorten(name) if isinstance(name, str) else f"number {number + 1}"
@@ -244,7 +215,7 @@ class _Reader:
 
     def _mistakes(self, settings: RuleSettings, number: int) -> Iterator[tuple[str, str]]:
         """What is wrong with a rule's settings, seen with the rest, and under which key."""
-        line = self._document.line_of((_KEY, number, "name"))
+        line = self._document.line_of((number, "name"))
         if settings.name in self._lines:
             first = self._lines[settings.name]
             yield f"is also the name of a rule on line {first}; give each its own", "name"

@@ -111,8 +111,24 @@ class Doubler:
 
 def test_a_skops_file_with_an_unknown_type_needs_it_named(saved: Saved) -> None:
     kind = f"{Doubler.__module__}.Doubler"
-    with pytest.raises(ConfigError, match=rf"trusted: .* not known to be safe: {kind}; name them"):
-        load(saved(Doubler()))
+    settings = saved(Doubler())
+    pin = sha256_of(settings)
+    message = rf'trusted: .* not known to be safe: {kind}; .* name them .* sha256: "{pin}"'
+    with pytest.raises(ConfigError, match=message):
+        load(settings)
+
+
+def test_a_skops_file_with_a_trusted_type_must_be_pinned(saved: Saved) -> None:
+    kind = f"{Doubler.__module__}.Doubler"
+    settings = saved(Doubler(), trusted=[kind])
+    pin = sha256_of(settings)
+    message = rf'sha256: is empty, and .*trusted names {kind}: .* leave .* pin it: sha256: "{pin}"'
+    with pytest.raises(ConfigError, match=message):
+        load(settings)
+
+    matrix, _ = data(20)
+    adapter = load(settings.model_copy(update={"sha256": pin}))
+    np.testing.assert_array_equal(only(adapter.evaluate(table(matrix))).value, matrix[:, 0] * 2)
 
 
 def test_a_file_that_is_no_model_is_refused(tmp_path: Path, saved: Saved) -> None:

@@ -16,12 +16,14 @@ from market_data_pipeline.inference._model_adapter import ModelAdapter
 from market_data_pipeline.inference._model_answers import (
     BLOCK_ROWS,
     Answer,
+    class_numbers,
     in_blocks,
     numbers,
     of_classes,
     probability,
 )
 from market_data_pipeline.inference._model_file import ModelFile, features_of, read_model
+from market_data_pipeline.inference._model_onnx_classes import classes_of
 from market_data_pipeline.inference.expression import Known
 
 _WHERE = "inference.adapters.onnx"
@@ -57,7 +59,7 @@ class OnnxModel:
             raise ConfigError(msg)
         self.scored = bool(label and self._chances)
         self._asked = [label.name] if label else [number.name]
-        self._classes = _classes(settings, label)
+        self._classes = _classes(file, settings, label, chances)
         if self._chances and label:
             self._asked.append(self._chances.name)
 
@@ -69,11 +71,10 @@ class OnnxModel:
         """
         rows = len(matrix)
         first, *more = in_blocks(self._ask, matrix)
+        score = probability(more[0]) if more else None
         if self._classes is None:
-            prediction = numbers(first, rows)
-        else:
-            prediction = of_classes(first, rows, self._classes)
-        return Answer(prediction, probability(more[0]) if more else None)
+            return Answer(numbers(first, rows), score)
+        return of_classes(first, rows, self._classes, score)
 
     def _ask(self, block: Floats) -> list[NDArray[Any]]:
         first, *more = self._session.run(
@@ -158,22 +159,38 @@ def _greatest(chances: Any) -> NDArray[Any]:
     return found
 
 
-def _classes(settings: OnnxAdapterSettings, label: Any) -> dict[Any, float] | None:
-    """The number of each class by label; None where the answer is a number already."""
-    values = settings.values
-    if label is None or not values:
-        if values or (label is not None and label.type == "tensor(string)"):
-            kind = "no classes" if label is None else "classes that are texts"
-            needed = "leave it empty" if label is None else "write a number for each: {up: 1}"
-            msg = f"{_WHERE}.values: {settings.model_path} gives {kind}; {needed}"
+def _classes(
+    file: ModelFile, settings: OnnxAdapterSettings, label: Any, chances: Any
+) -> dict[Any, float] | None:
+    """The number of each class by label; None where the answer is a number already.
+
+    Raises:
+        ConfigError: a class that the model can give has no number, or a number has no class.
+    """
+    where, values = f"{_WHERE}.values", settings.values
+    if label is None:
+        if values:
+            msg = f"{where}: {settings.model_path} gives no classes; leave it empty"
             raise ConfigError(msg)
         return None
-    if label.type == "tensor(string)":
+    texts = label.type == "tensor(string)"
+    if not values and not texts:
+        return None
+    known = classes_of(file.data, label.name, chances.name if chances else "", texts=texts)
+    if known is not None:
+        return class_numbers(known, values, where)
+    if not values:
+        msg = (
+            f"{where}: {settings.model_path} gives classes that are texts; write a number for "
+            "each: {up: 1}"
+        )
+        raise ConfigError(msg)
+    if texts:
         return dict(values)
     try:
         return {int(text): number for text, number in values.items()}
     except ValueError as error:
-        msg = f"{_WHERE}.values: the classes of {settings.model_path} are whole numbers: {error}"
+        msg = f"{where}: the classes of {settings.model_path} are whole numbers: {error}"
         raise ConfigError(msg) from error
 
 

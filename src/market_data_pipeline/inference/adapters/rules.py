@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from market_data_core._config_inference import RulesAdapterSettings
+from market_data_core._config_yaml import read_text
 from market_data_core.contracts.inference import Firing, Rows
-from market_data_core.errors import ConfigError
 from market_data_core.registry import Backend
 from market_data_pipeline.inference.expression import Known
 from market_data_pipeline.inference.expression_values import Frame
@@ -128,18 +128,7 @@ def load_rules(
     if path == _DEFAULT_PATH and not path.exists():
         text = resources.files(__package__).joinpath("rules.yaml").read_text(encoding="utf-8")
         return RulesAdapter.of_text(text, BUILT_IN, known, default_interval, intervals)
-    return RulesAdapter.of_text(_read(path), str(path), known, default_interval, intervals)
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        msg = f"{path}: the rules cannot be read: {error.strerror}"
-        raise ConfigError(msg) from error
-    except UnicodeDecodeError as error:
-        msg = f"{path}: the rules are not UTF-8 text (byte {error.start})"
-        raise ConfigError(msg) from error
+    return RulesAdapter.of_text(read_text(path), str(path), known, default_interval, intervals)
 
 
 def _open(

@@ -47,13 +47,8 @@ _DATA = (
     "sklearn.utils._bunch.Bunch",
 )
 """Types that only hold values."""
-_ROW_BY_ROW = (
-    "sklearn.tree.",
-    "sklearn.ensemble._forest.",
-    "sklearn.ensemble._gb.",
-    "sklearn.ensemble._hist_gradient_boosting.",
-)
-"""Models that look at each row by itself, however many there are."""
+_TREES_ALONE = ("sklearn.tree.", "sklearn.ensemble._forest.")
+_BOOSTED = ("sklearn.ensemble._gb.", "sklearn.ensemble._hist_gradient_boosting.")
 
 
 class SklearnModel:
@@ -90,7 +85,7 @@ class SklearnModel:
         self._call: Callable[[Any], Any] = (
             estimator.predict_proba if self.scored else estimator.predict
         )
-        self._free = f"{type(estimator).__module__}.".startswith(_ROW_BY_ROW)
+        self._row_by_row = _is_row_by_row(estimator)
         self._threads = ThreadpoolController()
         # For good: a limit around each call would be lifted by one thread under another's call.
         self._threads.limit(limits=1, user_api="blas")
@@ -103,7 +98,7 @@ class SklearnModel:
         """
         # OpenMP keeps this limit for each thread by itself.
         with self._threads.limit(limits=1, user_api="openmp"):
-            if self._free:
+            if self._row_by_row:
                 found = self._ask(matrix)
             else:
                 found = in_blocks(lambda block: [self._ask(block)], matrix)[0]
@@ -112,7 +107,7 @@ class SklearnModel:
             return Answer(numbers(found, rows), None)
         if self.scored:
             return likeliest(found, rows, self._classes)
-        return Answer(of_classes(found, rows, self._classes), None)
+        return of_classes(found, rows, self._classes)
 
     def _ask(self, matrix: Floats) -> NDArray[Any]:
         """What the estimator says, given a frame if it was trained on one."""
@@ -153,7 +148,8 @@ def _skops(file: ModelFile, settings: SklearnAdapterSettings) -> Any:
     if unknown:
         msg = (
             f"{_WHERE}.trusted: {file.path} holds types that are not known to be safe: "
-            f"{', '.join(unknown)}; name them here if you trust them"
+            f"{', '.join(unknown)}; if you trust them, name them here and pin the file: sha256: "
+            f'"{file.sha256}"'
         )
         raise ConfigError(msg)
     estimator = loads(file.data, trusted=found)
@@ -170,27 +166,64 @@ def _pickle(file: ModelFile) -> Any:
 
 
 def _check_pinned(file: ModelFile, settings: SklearnAdapterSettings) -> None:
-    if file.format == "pickle" and not settings.sha256:
-        msg = (
-            f"{_WHERE}.sha256: is empty, and {file.path} is a pickle, which can run any code when "
-            f"it is loaded; save the model with skops, or, if this file is yours, pin it: sha256: "
-            f'"{file.sha256}"'
+    """Refuse a file that may run code unless the settings say that it is this very one.
+
+    Raises:
+        ConfigError: they do not.
+    """
+    if settings.sha256:
+        return
+    if file.format == "pickle":
+        why = f"{file.path} is a pickle, which can run any code when it is loaded"
+        instead = "save the model with skops"
+    elif settings.trusted:
+        why = (
+            f"{_WHERE}.trusted names {', '.join(settings.trusted)}: whoever writes {file.path} "
+            "says what these types do when it is loaded"
         )
-        raise ConfigError(msg)
+        instead = "leave trusted empty"
+    else:
+        return
+    msg = (
+        f"{_WHERE}.sha256: is empty, and {why}; {instead}, or, if this file is yours, pin it: "
+        f'sha256: "{file.sha256}"'
+    )
+    raise ConfigError(msg)
 
 
 def _classes(estimator: Any, settings: SklearnAdapterSettings) -> dict[Any, float] | None:
-    """The number of each class; None for models without classes."""
+    """The number of each class; None for models without classes.
+
+    Raises:
+        ConfigError: a class has no number, or a row would have several answers.
+    """
     labels = getattr(estimator, "classes_", None)
-    if labels is None:
-        if settings.values:
-            msg = f"{_WHERE}.values: {settings.model_path} has no classes"
-            raise ConfigError(msg)
-        return None
-    if not isinstance(labels, np.ndarray):
+    if labels is None and settings.values:
+        msg = f"{_WHERE}.values: {settings.model_path} has no classes"
+        raise ConfigError(msg)
+    # A classifier's n_outputs_ may count its classes.
+    outputs = getattr(estimator, "n_outputs_", 1) if labels is None else 1
+    if outputs != 1 or not (labels is None or isinstance(labels, np.ndarray)):
         msg = f"{_WHERE}.model_path: {settings.model_path} has several outputs; one is needed"
         raise ConfigError(msg)
+    if labels is None:
+        return None
     return class_numbers(labels.tolist(), settings.values, f"{_WHERE}.values")
+
+
+def _is_row_by_row(estimator: Any) -> bool:
+    """Whether it looks at each row by itself, to the last bit, however many there are.
+
+    Trees look values up. What boosting adds up for each row has one order, but the probabilities
+    of more than two classes are divided by their sum, and NumPy adds up a single row in another
+    order than several; an estimator that boosting begins with may be of any kind.
+    """
+    kind = f"{type(estimator).__module__}."
+    if not kind.startswith(_BOOSTED):
+        return kind.startswith(_TREES_ALONE)
+    begins = getattr(estimator, "init_", "zero")
+    constant = isinstance(begins, str) or type(begins).__module__ == "sklearn.dummy"
+    return constant and len(getattr(estimator, "classes_", ())) <= 2
 
 
 def _is_scored(estimator: Any, settings: SklearnAdapterSettings) -> bool:
