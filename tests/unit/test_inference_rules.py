@@ -226,7 +226,7 @@ def test_the_built_in_rules_are_those_shipped(
 
 def test_a_file_that_is_named_must_be_there(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
-    with pytest.raises(ConfigError, match=r"mine\.yaml: the rules cannot be read: No such file"):
+    with pytest.raises(ConfigError, match=r"mine\.yaml: cannot be read: No such file"):
         load_rules(path, COLUMNS, "2s", ["2s"])
     path.write_bytes(b"- \xff")
     with pytest.raises(ConfigError, match=r"not UTF-8 text \(byte 2\)"):

@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, TYPE_CHECKING, Any
 
 import polars as pl
 
@@ -34,7 +34,8 @@ from market_data_pipeline.signals.assembly import evaluator_of
 from market_data_store.frames import json_lines, with_iso_times
 from market_data_store.transfer import replacing, write_parquet
 
-Form = Literal["parquet", "csv", "json"]
+if TYPE_CHECKING:
+    from market_data_pipeline.cli.features import Form
 
 _ALL = "all"
 

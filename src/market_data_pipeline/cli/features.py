@@ -12,6 +12,16 @@ from market_data_core.errors import UsageError
 from market_data_core.intervals import format_interval, parse_interval
 from market_data_pipeline.cli import _output, _stored
 
+Form = Literal["parquet", "csv", "json"]
+
+_SUFFIXES: dict[str, Form] = {
+    "": "parquet",
+    ".parquet": "parquet",
+    ".pq": "parquet",
+    ".csv": "csv",
+    ".json": "json",
+}
+
 _Columns = Annotated[
     str,
     typer.Option(
@@ -79,8 +89,9 @@ def export(
         typer.Option(help="Compute the bars from this archive's events instead of the store's."),
     ] = None,
     form: Annotated[
-        Literal["parquet", "csv", "json"], typer.Option("--format", help="Output format.")
-    ] = "parquet",
+        Form | None,
+        typer.Option("--format", help="Output format; else told by the file's name, or parquet."),
+    ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="File instead of standard output.")
     ] = None,
@@ -95,6 +106,7 @@ def export(
     from market_data_pipeline.cli import _features
     from market_data_pipeline.cli.replay import asked_for
 
+    form = form or _form(output)
     if form == "parquet" and output is None and sys.stdout.isatty():
         msg = "parquet is binary; name a file with --output, or send standard output to one"
         raise UsageError(msg)
@@ -115,3 +127,12 @@ def export(
     sys.stderr.write(
         f"{rows:,} bars of {format_interval(length_ns)}: {', '.join((*what.features, *names))}\n"
     )
+
+
+def _form(output: Path | None) -> Form:
+    """The format of a file, by its name."""
+    found = _SUFFIXES.get(output.suffix.lower() if output else "")
+    if found is None:
+        msg = f"{output}: its name does not tell the format; say --format parquet, csv or json"
+        raise UsageError(msg)
+    return found

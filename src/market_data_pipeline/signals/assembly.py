@@ -13,6 +13,7 @@ from market_data_core._config_inference import (
     ModelAdapterSettings,
     RulesAdapterSettings,
 )
+from market_data_core._config_types import check_signal_name
 from market_data_core.config import BAR_COLUMNS, Settings
 from market_data_core.contracts.feature import Feature
 from market_data_core.contracts.inference import Adapter
@@ -66,6 +67,7 @@ def evaluator_of(
     first: dict[str, str] = {}
     for one in guards:
         for name in one.names:
+            _check_name(one.name, name)
             if first.setdefault(name, one.name) != one.name:
                 msg = (
                     f"inference.adapters: {first[name]} and {one.name} both give signals named "
@@ -80,6 +82,15 @@ def evaluator_of(
     for length_ns in settings.micro_batch.windows_ns:
         evaluator.needs(length_ns)  # what is wrong with features is told at the start
     return evaluator
+
+
+def _check_name(adapter: str, name: str) -> None:
+    """Raise ConfigError if signals cannot have that name; adapters may be anybody's."""
+    try:
+        check_signal_name(name)
+    except ValueError as error:
+        msg = f"inference.adapters.{adapter}: a signal's name {error}"
+        raise ConfigError(msg) from error
 
 
 def patient_evaluator(settings: Settings) -> Evaluator | None:

@@ -15,6 +15,7 @@ import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
 
+from market_data_core.errors import UsageError
 from market_data_core.events import make_batch
 from market_data_pipeline import feature_export
 from market_data_pipeline.cli import _features
@@ -145,6 +146,35 @@ def test_every_format_holds_the_same(stored: Home) -> None:
             assert (float(cells[name]) if cells[name] else None) == wanted[name]
 
 
+HEADS = {"parquet": b"PAR1", "csv": b"provider,", "json": b'[{"prov'}
+
+
+@pytest.mark.parametrize(
+    ("name", "form"),
+    [
+        ("m", "parquet"),
+        ("m.parquet", "parquet"),
+        ("m.PQ", "parquet"),
+        ("m.csv", "csv"),
+        ("a.b.CSV", "csv"),
+        ("m.json", "json"),
+    ],
+)
+def test_the_name_of_the_file_tells_the_format(stored: Home, name: str, form: str) -> None:
+    asked = ("features", "export", "--columns", "ret", "-o", name)
+    stored.ok(*asked)
+    assert Path(name).read_bytes().startswith(HEADS[form])
+    stored.ok(*asked, "--format", "json")
+    assert Path(name).read_bytes().startswith(HEADS["json"])
+
+
+@pytest.mark.parametrize("name", ["m.txt", "m.csv.gz", "m.2025"])
+def test_a_name_that_does_not_tell_the_format_is_refused(home: Home, name: str) -> None:
+    error = home.error("features", "export", "-o", name)
+    assert isinstance(error, UsageError)
+    assert str(error).startswith(f"{name}: its name does not tell the format; say --format ")
+
+
 @pytest.mark.parametrize("form", FORMATS)
 def test_a_reader_that_has_gone_leaves_no_traceback(stored: Home, form: str) -> None:
     command = [sys.executable, "-c", "from market_data_pipeline.cli import main; main()"]
@@ -229,7 +259,7 @@ def test_a_file_that_is_not_whole_does_not_appear(
 def test_no_feature_is_called_a_label(home: Home, window: str) -> None:
     Path("configs").mkdir()
     Path("configs/streaming.yaml").write_text(f"version: 1\nfeatures: {{windows: [{window}]}}\n")
-    assert "name 'label_1m' begins as labels do" in str(home.error("features", "list"))
+    assert "'label_1m' begins as labels do" in str(home.error("features", "list"))
 
 
 def test_no_rule_sees_a_label(stored: Home) -> None:

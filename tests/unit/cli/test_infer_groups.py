@@ -189,8 +189,8 @@ def test_it_is_forgotten_and_evaluates_again_what_the_log_holds(inferred: Home) 
 
 
 def test_a_checkpoint_of_another_release_is_named() -> None:
-    later = msgspec.msgpack.encode({"log_id": "x", "position": 1, "version": "signals-2"})
-    with pytest.raises(DamagedFileError, match=r"inference is 'signals-2', this release reads"):
+    later = msgspec.msgpack.encode({"log_id": "x", "position": 1, "version": "signals-3"})
+    with pytest.raises(DamagedFileError, match=r"inference is 'signals-3', this release reads"):
         decode_any(later)
     with pytest.raises(DamagedFileError, match="cannot be read"):
         decode_any(b"\xff")
