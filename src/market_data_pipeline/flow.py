@@ -7,7 +7,7 @@ running. A *lane* carries one recording, from its first event to its end mark.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from market_data_pipeline.routing.feedback import FeedbackListener
 from market_data_pipeline.routing.rate import RateCoordinator
 from market_data_pipeline.routing.router import ProviderRouter
 from market_data_pipeline.signals.assembly import evaluator_of, live_signals, signal_lane
-from market_data_pipeline.signals.beside import attended, caught_up
+from market_data_pipeline.signals.beside import attended, ends, evaluated, is_its
 from market_data_pipeline.signals.evaluator import Evaluator
 from market_data_pipeline.signals.settings import Signalled
 
@@ -67,30 +67,34 @@ class Flow:
             evaluator: what is made of its bars once all are there; None: nothing.
         """
 
-        async def infer(summary: Summary) -> Summary:
+        async def infer(summary: Summary, told: Collection[str]) -> Summary:
             assert evaluator is not None  # noqa: S101
-            done = await signal_lane(self._parts, evaluator, summary.topic, stop)
+            done = await signal_lane(self._parts, evaluator, summary.topic, told, stop)
             if done.left and not stop.is_set():
-                done.include(await self._infer_beside(stop))
+                await self._infer_beside(done, stop)
             return replace(summary, signalled=done)
 
         lanes = Lanes(self._parts, speed)
         return await lanes.record(recording, stop, infer if evaluator else None)
 
-    async def _infer_beside(self, stop: asyncio.Event) -> Signalled:
+    async def _infer_beside(self, done: Signalled, stop: asyncio.Event) -> None:
         """Evaluate, if nobody else does, what live inference was told of by a recording."""
         parts, evaluator = self._parts, evaluator_of(self._parts.settings)
-        if evaluator is None or await patient(lambda: attended(parts), stop=stop):
-            return Signalled()
-        done = asyncio.Event()
-        inferring = asyncio.create_task(self.infer(done, evaluator))
+        if evaluator is None or not await patient(lambda: is_its(parts, evaluator), stop=stop):
+            return
+        if await patient(lambda: attended(parts), stop=stop):
+            return
+        until = await patient(lambda: ends(parts), stop=stop)
+        enough, there = asyncio.Event(), False
+        inferring = asyncio.create_task(self.infer(enough, evaluator))
         try:
-            while not (stop.is_set() or inferring.done()):
-                if await patient(lambda: caught_up(parts), stop=stop):
-                    break
+            while not (there or stop.is_set() or inferring.done()):
                 await asyncio.sleep(_LOOK_S)
-            done.set()
-            return await inferring
+                there = await patient(lambda: evaluated(parts, until), stop=stop)
+            enough.set()
+            made = await inferring
+            if there:
+                done.include(made)
         finally:
             inferring.cancel()
             await asyncio.gather(inferring, return_exceptions=True)

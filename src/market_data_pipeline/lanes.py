@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Collection, Iterator
 from hashlib import sha256
 from itertools import islice
 
@@ -57,7 +57,7 @@ class Lanes:
         self,
         recording: Recording,
         stop: asyncio.Event,
-        then: Callable[[Summary], Awaitable[Summary]] | None = None,
+        then: Callable[[Summary, Collection[str]], Awaitable[Summary]] | None = None,
     ) -> Summary:
         """Carry one recording from its first event to its last bar; resumes where it stood.
 
@@ -66,7 +66,8 @@ class Lanes:
         Args:
             recording: what to carry.
             stop: ends the work.
-            then: what is done with its bars before another recording may work; safe to do again.
+            then: what is done with its bars before another recording may work, given the providers
+                of whose bars the live topic was told; safe to do again.
         """
         key = PartitionKey(self._parts.settings.bus.group, _LANES, 0)
         lease_ns = self._parts.settings.micro_batch.lease_ms * NS_PER_MS
@@ -75,22 +76,27 @@ class Lanes:
             if guard is None:
                 return Summary("", Counts(), WriteCounts(), 0, 0.0)
             summary = await self._guarded(recording, guard, stop)
-            await patient(lambda: self._tell_live(summary.topic), stop=stop)
+            told = await patient(lambda: self._tell_live(summary.topic), stop=stop)
             if then and not stop.is_set():
-                summary = await then(summary)
+                summary = await then(summary, told)
             return summary
 
-    async def _tell_live(self, topic: str) -> None:
-        """Let those who follow live feeds know of bars that the recording has restated."""
+    async def _tell_live(self, topic: str) -> frozenset[str]:
+        """Let those who follow live feeds know of bars that the recording has restated.
+
+        Returns:
+            The providers that have such a feed.
+        """
         parts, settings = self._parts, self._parts.settings.bus
         live = await parts.bus.find_topic(settings.bars_topic)
         lane = topic.removeprefix(f"{settings.events_topic}.")
         bars = await parts.bus.find_topic(f"{settings.bars_topic}.{lane}")
         if live is None or bars is None:
-            return
+            return frozenset()
         fed = await fed_live(parts.store, parts.generations, settings.group, settings.partitions)
         if fed:
             await tell_live(parts.bus, bars, live, fed)
+        return fed
 
     def _waits(self, waiting: bool) -> None:
         note = "waiting for another recording to finish" if waiting else ""

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence, Set
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -22,6 +21,8 @@ log = structlog.get_logger("ownership")
 
 _BEATS_A_LEASE = 6
 _SILENT_LEASES = 2
+_WORK_MAX_S = 600.0
+"""Work in one piece that takes longer is taken for stuck."""
 
 
 class Retry(Protocol):
@@ -81,7 +82,7 @@ class Ownership:
         self._given: Sequence[Claim] = ()
         self._beat_at = 0.0
         self._tokens: dict[int, int] = {}
-        self._working = False
+        self._works_until = 0.0
         self._beside: Sequence[asyncio.Task[None]] = ()
         self._heard_at = 0.0
         self._is_member = False
@@ -116,26 +117,23 @@ class Ownership:
         self._given = change.claims
         return change
 
-    @contextmanager
-    def at_work(self) -> Iterator[None]:
-        """While the worker computes it says that it lives, however long it asks for no changes.
+    async def at_work(self, call: Callable[[], Awaitable[T]]) -> T:
+        """The result of a call that computes: meanwhile the worker says that it lives.
 
-        Not while it waits: others may be able to do what it cannot.
+        Not while it waits: others may be able to do what it cannot. And not for ever: it may hang.
         """
-        self._working = True
+        self._works_until = time.monotonic() + _WORK_MAX_S
         try:
-            yield
+            return await call()
         finally:
-            self._working = False
+            self._works_until = 0.0
 
     async def _beat_on(self) -> None:
         """Give signs of life in the worker's place while it computes."""
         pause_s = self._lease_ns / _BEATS_A_LEASE / 1e9
         while True:
             await asyncio.sleep(pause_s)
-            found = self._finding is None or self._finding.done()
-            if self._working and found and time.monotonic() >= self._beat_at:
-                self._beat_at = time.monotonic() + pause_s
+            if self._heard_at + pause_s <= time.monotonic() < self._works_until:
                 await self._beat()
 
     async def _beat(self) -> list[str]:

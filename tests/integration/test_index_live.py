@@ -28,8 +28,11 @@ from tests.property._signals_world import (
 )
 
 from market_data_core.config import Settings
+from market_data_core.errors import TransientError
 from market_data_core.intervals import NS_PER_S
 from market_data_core.partitioning import partition_of
+from market_data_core.tables import BARS as TABLE_OF_BARS
+from market_data_core.tables import Select
 from market_data_pipeline.backends import Backends
 from market_data_pipeline.generations import Generations
 from market_data_pipeline.signals import index, worker
@@ -159,6 +162,38 @@ async def test_a_change_that_another_worker_did_not_see(
         assert not await taken_back(world)
         await world.bus.append(BARS, untold)
         await until(lambda: taken_back(world))
+
+
+@pytest.mark.parametrize("turn", range(1, 5))
+async def test_reading_that_fails_in_between(
+    world: World, monkeypatch: pytest.MonkeyPatch, turn: int
+) -> None:
+    """What was read before it is not taken for what was read from the log."""
+    near = next(s for s in SYMBOLS if s != OTHER and partition_of(s, PARTITIONS) != HOME)
+    async with working(world):
+        await world.write([*EARLY])
+        await until(lambda: agrees(world, EARLY))
+    older, newer = (Bar(near, 5, close) for close in (101.0, 300.0))
+    await world.write([older], slow=True)
+    told, world.left = world.left, []
+    await world.write([newer], slow=True)
+    world.left = []
+    select, asked = world.store.select, 0
+
+    async def fails_once(what: Select) -> object:
+        nonlocal asked
+        asked += what.table is TABLE_OF_BARS
+        if asked == turn:
+            asked += 1
+            raise TransientError("away for a moment")
+        return await select(what)
+
+    monkeypatch.setattr(world.store, "select", fails_once)
+    async with working(world):
+        await world.bus.append(BARS, told)
+        await until(world.done)
+    assert asked > turn
+    assert await agrees(world, [*EARLY, newer])
 
 
 async def test_a_change_that_the_log_has_lost(world: World) -> None:

@@ -41,11 +41,12 @@ async def test_each_symbol_from_its_own_time_on(
     ]
     rare = [signal("RARE", 120)]
     await store.upsert(SIGNALS, [*quick, *near, *others, *rare])
-    rows = 0
+    rows = asked = 0
     select = store.select
 
     async def counted(what: Select) -> object:
-        nonlocal rows
+        nonlocal rows, asked
+        asked += 1
         frame = await select(what)
         rows += len(frame)
         return frame
@@ -58,5 +59,9 @@ async def test_each_symbol_from_its_own_time_on(
     assert sorted(found, key=lambda s: s.key) == sorted(expected, key=lambda s: s.key)
     assert rows < 20
     assert await Reader(store, "p", 2 * NS_PER_S, 0).signals({}, ["up"]) == []
+    asked = 0
+    thin = {f"S{i}": (i * DAY_S * NS_PER_S // 100, 2**62) for i in range(100)}
+    assert await Reader(store, "p", 2 * NS_PER_S, 0).signals(thin, ["up"]) == []
+    assert asked <= 32
     assert await Reader(store, "p", 2 * NS_PER_S, 0).signals(spans, []) == []
     await store.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -16,6 +17,7 @@ from market_data_core.clock import ManualClock
 from market_data_core.contracts.store import Claim, PartitionKey
 from market_data_core.errors import TransientError
 from market_data_core.records import TopicInfo
+from market_data_pipeline import ownership
 from market_data_pipeline.ownership import Change, Ownership
 
 T = TypeVar("T")
@@ -114,6 +116,23 @@ class Group:
             await asyncio.sleep(0.0005)
             changes.append(await self.step(name))
         return changes
+
+    @asynccontextmanager
+    async def at_work(self, name: str) -> AsyncIterator[None]:
+        """The member computes meanwhile."""
+        done = asyncio.Event()
+        working = asyncio.create_task(self.members[name].at_work(done.wait))
+        await asyncio.sleep(0)
+        yield
+        done.set()
+        await working
+
+    async def beats_by_itself(self, name: str) -> None:
+        """Wait until a sign of life that the member has sent since has been heard."""
+        begun = self.store.beats[name]
+        async with asyncio.timeout(ENOUGH_S):
+            while self.store.beats[name] < begun + 2:
+                await asyncio.sleep(0.0005)
 
     async def begin_to_beat(self, name: str) -> int:
         """The member sends a sign of life; how many it has sent."""
@@ -222,13 +241,10 @@ async def test_who_computes_for_long_keeps_what_it_owns(make: Make) -> None:
     group = await make(2)
     group.join("a")
     await group.settled()
-    with group.members["a"].at_work():  # and does not ask what is to change
+    async with group.at_work("a"):  # and does not ask what is to change
         for _ in range(4):
             group.clock.advance(LEASE_NS * 3 // 4)
-            begun = group.store.beats["a"]
-            async with asyncio.timeout(ENOUGH_S):
-                while group.store.beats["a"] < begun + 2:
-                    await asyncio.sleep(0.0005)
+            await group.beats_by_itself("a")
         group.join("b")
         assert not any(change.claims for change in await group.beat("b"))
     assert [c.surplus for c in await group.beat("a") if c.surplus] == [[1]]
@@ -241,12 +257,9 @@ async def test_what_was_claimed_meanwhile_is_kept_too(make: Make) -> None:
     await group.settled()
     await group.leave("b")
     await group.begin_to_beat("a")
-    with group.members["a"].at_work():
+    async with group.at_work("a"):
         for _ in range(4):
-            begun = group.store.beats["a"]
-            async with asyncio.timeout(ENOUGH_S):
-                while group.store.beats["a"] < begun + 2:
-                    await asyncio.sleep(0.0005)
+            await group.beats_by_itself("a")
             group.clock.advance(LEASE_NS * 3 // 4)
     group.join("b")
     rows = await group.store.status(GROUP, TOPIC)
@@ -254,16 +267,45 @@ async def test_what_was_claimed_meanwhile_is_kept_too(make: Make) -> None:
     assert not any(change.claims for change in await group.beat("b"))
 
 
+async def test_who_is_always_at_work_still_asks_what_is_to_change(make: Make) -> None:
+    """Signs of life beside the work are not those that tell of the others."""
+    group = await make(2)
+    group.join("a")
+    await group.settled()
+    group.join("b")
+    await group.beat("b")
+    changes: list[Change] = []
+    async with asyncio.timeout(ENOUGH_S):
+        while not any(change.surplus for change in changes):
+            async with group.at_work("a"):
+                await group.beats_by_itself("a")
+            changes.append(await group.step("a"))
+            assert len(changes) < 5
+
+
 async def test_who_waits_gives_no_sign_of_life(make: Make) -> None:
     """What it waits for may be there for others."""
     group = await make(2)
     group.join("a")
     await group.settled()
-    with group.members["a"].at_work():
+    async with group.at_work("a"):
         pass
     begun = group.store.beats["a"]
     await asyncio.sleep(4 * LEASE_NS / 1e9)
     assert group.store.beats["a"] <= begun + 1
+
+
+async def test_who_is_at_work_for_ever_is_given_up(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ownership, "_WORK_MAX_S", 0.0)
+    group = await make(2)
+    group.join("a")
+    await group.settled()
+    async with group.at_work("a"):
+        begun = group.store.beats["a"]
+        await asyncio.sleep(4 * LEASE_NS / 1e9)
+        assert group.store.beats["a"] <= begun + 1
 
 
 async def test_who_leaves_frees_its_partitions_at_once(make: Make) -> None:

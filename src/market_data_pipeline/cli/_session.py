@@ -132,9 +132,13 @@ def _panel(flow: Flow, title: str, rate: float, seconds: float) -> Table:
 def signal_lines(done: Signalled) -> dict[str, str]:
     """What was made of bars, by the lines' titles."""
     counts = done.signals
-    live = "evaluated as the feed's own, by the rules of their time; --as NAME parts them from it"
+    lines = {}
+    if done.left:
+        lines["left"] = f"{done.left:,} bars to live inference, which gives this feed's signals"
+    if done.live:
+        lines["live feed"] = f"{done.live:,} bars evaluated as its own, by the rules of their time"
     return {
-        **({"live feed": f"{done.left:,} bars are {live}"} if done.left else {}),
+        **lines,
         "evaluated": f"{done.bars:,} bars",
         "signals": f"{counts.inserted:,} inserted, {counts.updated:,} updated, "
         f"{counts.unchanged:,} unchanged, {done.retracted:,} retracted",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -76,7 +76,8 @@ def evaluator_of(
                 )
                 raise ConfigError(msg)
     features = partial(catalog, settings.features)
-    words = settings.features.model_dump_json()
+    base = format_interval(settings.micro_batch.windows_ns[0])  # of rules that name none
+    words = f"{base} {settings.features.model_dump_json()}"
     text = "".join(one.text for one in guards if isinstance(one, Unguarded))
     evaluator = Evaluator(features, guards, settings.features.session_gap_ns, words, text)
     for length_ns in settings.micro_batch.windows_ns:
@@ -153,9 +154,20 @@ async def live_signals(
 
 
 async def signal_lane(
-    parts: Assembly, evaluator: Evaluator, events_topic: str, stop: asyncio.Event
+    parts: Assembly,
+    evaluator: Evaluator,
+    events_topic: str,
+    told: Collection[str],
+    stop: asyncio.Event,
 ) -> Signalled:
     """Evaluate the bars of a complete recording; nothing is done a second time.
+
+    Args:
+        parts: what to work with.
+        evaluator: what is computed.
+        events_topic: the recording's.
+        told: providers of whose bars the live topic was told.
+        stop: ends the work.
 
     Raises:
         FencedError: another process has taken over.
@@ -173,7 +185,7 @@ async def signal_lane(
         if claim is None:
             return Signalled()
         commits = CoordinatedCommits(parts.store, _COORDINATOR)
-        live = await patient(lambda: inferred_live(parts), stop=stop)
+        live = await patient(lambda: inferred_live(parts, told), stop=stop)
         lane_signals = LaneSignals(parts.bus, parts.store, commits, evaluator, bars, topic, live)
         parts.progress.signalled = lane_signals.done
         return await lane_signals.run(claim, stop)

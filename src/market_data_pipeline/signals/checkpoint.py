@@ -84,7 +84,12 @@ class SignalsCheckpoint(msgspec.Struct, frozen=True, kw_only=True):
         return msgspec.msgpack.encode(self)
 
 
+class _Release(msgspec.Struct):
+    version: str
+
+
 _decoder = msgspec.msgpack.Decoder(SignalsCheckpoint)
+_release = msgspec.msgpack.Decoder(_Release)
 
 
 def decode_signals_checkpoint(data: bytes) -> SignalsCheckpoint:
@@ -94,14 +99,17 @@ def decode_signals_checkpoint(data: bytes) -> SignalsCheckpoint:
         DamagedFileError: the bytes are not a checkpoint this release can read.
     """
     try:
-        found = _decoder.decode(data)
+        version = _release.decode(data).version
+        if version == _VERSION:
+            return _decoder.decode(data)
     except msgspec.MsgspecError as error:
         msg = f"a checkpoint of inference in the store cannot be read: {error}"
         raise DamagedFileError(msg) from error
-    if found.version != _VERSION:
-        msg = f"a checkpoint of inference is {found.version!r}, this release reads {_VERSION!r}"
-        raise DamagedFileError(msg)
-    return found
+    msg = (
+        f"a checkpoint of inference is {version!r}, this release reads {_VERSION!r}: go on with "
+        "the release that wrote it, or let inference begin anew with mdp stream forget-group"
+    )
+    raise DamagedFileError(msg)
 
 
 @dataclass(frozen=True, slots=True)

@@ -140,6 +140,9 @@ class EditionsOf:
         of: symbol -> the editions of its partition, the latest last.
         until: symbol -> start of its newest bar that is due, UTC ns: what is stored behind it comes
             later, when it may be another edition's.
+
+    Attributes:
+        passed: bars that nobody evaluates, since those of their time cannot be had any more.
     """
 
     def __init__(
@@ -150,6 +153,7 @@ class EditionsOf:
         until: Callable[[str], int],
     ) -> None:
         self._editions, self._key, self._of, self._until = editions, key, of, until
+        self.passed = 0
         self.session_gap_ns = editions.current.session_gap_ns
 
     @property
@@ -183,6 +187,8 @@ class EditionsOf:
             whose = {code: of[code][-1 - back] for code in np.unique(codes[rows]).tolist()}
             for edition in {one.version: one for one in whose.values()}.values():
                 its = [code for code, one in whose.items() if one.version == edition.version]
-                evaluator = self._editions.of(edition)
+                evaluator, part = self._editions.of(edition), rows[np.isin(codes[rows], its)]
                 if evaluator:
-                    yield evaluator, selection.take(rows[np.isin(codes[rows], its)])
+                    yield evaluator, selection.take(part)
+                else:
+                    self.passed += len(part)

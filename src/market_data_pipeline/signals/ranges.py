@@ -118,6 +118,7 @@ async def revise_range(
     reader = Reader(store, provider, interval_ns, evaluators.session_gap_ns, indices)
     told, held_off = Told(), _HeldOff(evaluators.cooldown_ns)
     left, wide = dict(spans) if reach else {}, reach
+    follows: dict[str, int] = {}
     while left:
         panel = await reader.around(left, before=reach, behind=reach)
         selection = affected(panel, left, reach)
@@ -133,8 +134,13 @@ async def revise_range(
             ends |= {symbol: last for symbol, (_, last) in covered.items()}
             unanswered |= found.unanswered
         revised.bars += len(selection)
-        wide = min(wide * _FURTHER, _BARS_AT_ONCE // len(left))
-        left = {s: (ends[s], ends[s] + wide * interval_ns) for s in held_off.differently(ends)}
+        follows |= {symbol: ends[symbol] for symbol in held_off.differently(ends)}
+        wide = min(wide * _FURTHER, _BARS_AT_ONCE // max(1, len(follows)))
+        end = min(follows.values(), default=0) + wide * interval_ns
+        left = {symbol: (begin, end) for symbol, begin in follows.items() if begin <= end}
+        follows = {symbol: begin for symbol, begin in follows.items() if begin > end}
+    # one that was answered for a part only may hold off others differently behind that
+    revised.changes = [one for one in revised.changes if one.name not in unanswered]
     revised.unanswered = frozenset(unanswered)
     return revised
 
@@ -167,7 +173,7 @@ def affected(panel: Panel, spans: Spans, reach: int) -> Selection:
     """The bars in the spans, and those behind them that look at them."""
     rows = []
     ends = np.flatnonzero(np.diff(panel.codes, append=-1)) + 1
-    begins = np.concatenate([[0], ends[:-1]])
+    begins = np.concatenate([[0], ends])[:-1]
     for symbol, begin, end in zip(panel.symbols, begins.tolist(), ends.tolist(), strict=True):
         first, last = np.searchsorted(panel.ts[begin:end], spans[symbol])
         rows.append(np.arange(begin + first, min(begin + last + reach, end), dtype=np.intp))

@@ -25,8 +25,9 @@ if TYPE_CHECKING:
 
 _HOLES_MAX = 31
 """Where bars stand far apart, what lies between them is not read, but for the shortest holes."""
-_SPREAD = 256
-"""Signals are read at once for symbols that are wanted from within so many bars on."""
+_SPREAD, _GROUPS_MAX = 256, 32
+"""Signals are read at once for symbols that are wanted from within so many bars on; where that is
+in too many parts, from within so many times more."""
 
 
 class Reader:
@@ -124,7 +125,10 @@ class Reader:
         meant &= pl.col("metadata").str.json_path_match("$.interval") == interval
         found: list[Signal] = []
         begins = {symbol: first for symbol, (first, _) in spans.items()}
-        for group in _together(begins, _SPREAD * self._interval_ns):
+        spread_ns = _SPREAD * self._interval_ns
+        while len(groups := list(_together(begins, spread_ns))) > _GROUPS_MAX:
+            spread_ns *= _SPREAD
+        for group in groups:
             firsts, lasts = list(group.values()), [spans[symbol][1] for symbol in group]
             where = {"provider": [self._provider], "symbol": list(group), "name": list(names)}
             what = Select(SIGNALS, where, min(firsts), max(lasts) + 1)

@@ -40,13 +40,15 @@ class Signalled:
         bars: bars that were evaluated; one that was restated counts again.
         signals: what the store did with the signals; retractions are among the updated.
         retracted: signals taken back.
-        left: bars of a recording whose signals are those of live inference to give.
+        left: bars of a recording whose signals are live inference's to give, and wait for it.
+        live: those that it has evaluated.
     """
 
     bars: int = 0
     signals: WriteCounts = field(default_factory=WriteCounts)
     retracted: int = 0
     left: int = 0
+    live: int = 0
 
     def add(self, changes: Sequence[Signal], counts: WriteCounts) -> None:
         """Count what one commit wrote."""
@@ -54,7 +56,8 @@ class Signalled:
         self.retracted += sum(signal.state == "retracted" for signal in changes)
 
     def include(self, other: Signalled) -> None:
-        """Count what was done elsewhere too."""
+        """Count what live inference has made of what was left to it."""
+        self.left, self.live = 0, self.left
         self.bars += other.bars
         self.signals.add(other.signals)
         self.retracted += other.retracted

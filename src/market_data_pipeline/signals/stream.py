@@ -14,6 +14,7 @@ from market_data_core.intervals import parse_interval
 from market_data_core.signals import Signal
 from market_data_pipeline.features.history import History
 from market_data_pipeline.features.levels import Levels
+from market_data_pipeline.features.panel import Panel
 from market_data_pipeline.features.selection import Selection
 from market_data_pipeline.signals.checkpoint import NEVER, Key
 from market_data_pipeline.signals.evaluator import Evaluator
@@ -149,23 +150,16 @@ class BarStream:
             self._trusted = max(self._trusted, levels.first)
             self._levels = levels.since(self._trusted)
 
-    async def _look_up(self, ends: Mapping[str, int]) -> list[str]:
-        """Read what is stored of symbols that are not known: bars before `ends`, and signals.
-
-        Returns:
-            Those symbols.
-        """
-        unknown = self._history.unknown(ends)
+    async def _look_up(self, ends: Mapping[str, int]) -> tuple[Panel, list[Signal]] | None:
+        """What is stored of symbols: bars before `ends`, and signals; None for no symbols."""
+        unknown = list(ends)
         if not unknown:
-            return unknown
+            return None
         panel = await self._reader.before({s: ends[s] for s in unknown}, self._history.bars_max)
         hold_off_ns = self._evaluator.cooldown_ns
         first = panel.first_starts()
         spans = {s: (first.get(s, ends[s]) - hold_off_ns, _FOREVER) for s in unknown}
-        told = await self._reader.signals(spans, self._evaluator.names)
-        self._history.load(unknown, panel)
-        self._told.learn(told)
-        return unknown
+        return panel, await self._reader.signals(spans, self._evaluator.names)
 
     async def take(
         self, batches: Sequence[tuple[BarBatch, int]], known_until: Callable[[str], int]
@@ -189,11 +183,14 @@ class BarStream:
             return outcome
         batch = BarBatch.concat(fresh)
         spans = batch.spans()
-        loaded = await self._look_up(
-            {s: max(first, known_until(s) + 1) for s, (first, _) in spans.items()}
-        )
-        batch = self._less_known(batch, {s: known_until(s) for s in loaded}, outcome)
+        unknown = self._history.unknown(spans)
+        stored = await self._look_up({s: max(spans[s][0], known_until(s) + 1) for s in unknown})
+        batch = self._less_known(batch, {s: known_until(s) for s in unknown}, outcome)
         levels = await self._reader.levels(batch.ts)
+        if stored:  # nothing is taken in before all is read: reading may fail, and is done again
+            panel, told = stored
+            self._history.load(unknown, panel)
+            self._told.learn(told)
         for put in self._history.put(batch, levels) if len(batch) else ():
             selection = self._of_its_time(put.selection, outcome)
             found = await self._evaluator.evaluate(self.provider, selection)

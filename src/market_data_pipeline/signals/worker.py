@@ -355,11 +355,12 @@ class SignalWorker:
             )
             self.done.bars += revised.bars
             self._owned.add(revised.changes)
+        if whose.passed:
+            self._observer.error("edition")
 
     async def _at_work(self, call: Callable[[], Awaitable[T]]) -> T:
-        """What the call gives; however long it computes, what is owned stays so."""
-        with self._ownership.at_work():
-            return await patient(call)
+        """What the call gives; what is owned stays so while it computes."""
+        return await patient(lambda: self._ownership.at_work(call))
 
     # ---- writing ---------------------------------------------------------------------------
 
