@@ -144,6 +144,8 @@ class ModelAdapterSettings(AdapterSettings):
         if name or not path:
             return name and check_signal_name(name)
         stem = PurePosixPath(path.replace("\\", "/")).stem
+        if not given.data.get("enabled"):
+            return stem  # nobody has chosen it; it is checked when somebody does
         try:
             return check_signal_name(stem)
         except ValueError as error:

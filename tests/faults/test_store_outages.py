@@ -180,19 +180,35 @@ async def test_its_main_process_is_killed(own: Server, tmp_path: Path) -> None:
 
 
 async def test_a_server_that_stands_still(own: Server, tmp_path: Path) -> None:
-    """SIGSTOP of a backend in the middle: its work is given up after the time for a statement."""
-    uri = await _made(own) + "&application_name=stopped&statement_timeout_ms=1000"
-    async with load(uri, tmp_path) as running:
-        pids = [
-            pid
-            for (pid,) in own.query(
-                "SELECT pid FROM pg_stat_activity WHERE application_name = 'stopped'"
+    """SIGSTOP of all backends at work, which then cannot tell that their time is over.
+
+    They are stopped while each waits for a lock on the table: at any other moment one might hold
+    a lock of the server's own, and the rest of it would stand still, too.
+    """
+    uri = await _made(own)
+    limits = "&application_name=stopped&pool_size=4&statement_timeout_ms=3000"
+    async with load(uri + limits, tmp_path) as running:
+        with psycopg.connect(uri) as db, db.transaction():
+            lock = "LOCK TABLE bars_ohlcv IN ACCESS EXCLUSIVE MODE"
+            await asyncio.to_thread(db.execute, lock)  # who writes now has to finish before
+            await running.until(
+                lambda: [waiting for _, waiting in _backends(own)] == [True] * 4, "waiting"
             )
-        ]
-        own.signal(pids, signal.SIGSTOP)
-        await running.more()  # on other connections
-        own.signal(pids, signal.SIGCONT)
+            pids = [pid for pid, _ in _backends(own)]
+            own.signal(pids, signal.SIGSTOP)
+        try:
+            await running.more()  # on other connections
+        finally:
+            own.signal(pids, signal.SIGCONT)
         await running.more()
+
+
+def _backends(server: Server) -> list[tuple[int, bool]]:
+    """The process of each connection that is called "stopped", and if it waits for a lock."""
+    return server.query(
+        "SELECT pid, wait_event_type IS NOT DISTINCT FROM 'Lock' FROM pg_stat_activity"
+        " WHERE application_name = 'stopped'"
+    )
 
 
 async def test_connections_are_ended_at_random(postgres: Server, tmp_path: Path) -> None:
@@ -226,7 +242,8 @@ async def test_a_lock_that_others_hold(postgres: Server, tmp_path: Path) -> None
     uri = await _made(postgres)
     async with load(f"{uri}&lock_timeout_ms=50", tmp_path) as running:
         with psycopg.connect(uri) as db, db.transaction():
-            db.execute("LOCK TABLE bars_ohlcv IN ACCESS EXCLUSIVE MODE")
+            lock = "LOCK TABLE bars_ohlcv IN ACCESS EXCLUSIVE MODE"
+            await asyncio.to_thread(db.execute, lock)  # what holds it has to get on meanwhile
             await running.until(
                 lambda: running.coordinator.health().circuit_state != "closed", "opening"
             )

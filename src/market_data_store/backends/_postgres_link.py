@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qsl, quote, urlencode
 
-from psycopg import AsyncConnection, Error, InterfaceError, OperationalError, conninfo
+from psycopg import (
+    AsyncConnection,
+    AsyncCursor,
+    Error,
+    InterfaceError,
+    OperationalError,
+    conninfo,
+)
+from psycopg.abc import RV, PQGen
 from psycopg.pq import TransactionStatus
 
 from market_data_core.errors import DamagedFileError, MdpError, TransientError, UsageError
@@ -44,6 +53,10 @@ _SESSION = {
     "tcp_keepalives_count": "3",
     "jit": "off",
 }
+UNLIMITED = "SET LOCAL statement_timeout = 0"
+"""Statement that lifts the limit until its transaction ends, on the server and here."""
+_GRACE_S = 2.0
+"""What the server has, beyond the time for a statement, to tell that it was given up."""
 
 
 logging.getLogger("psycopg").setLevel(logging.ERROR)  # what it warns of, our errors tell
@@ -55,7 +68,8 @@ class Options:
 
     Attributes:
         pool_size: connections at most.
-        statement_timeout_ms: after which the server gives a statement up; 0 for never.
+        statement_timeout_ms: after which the server gives a statement up, and soon after that we
+            a server that does not answer; 0 for never.
         lock_timeout_ms: after which it gives up waiting for a lock; 0 for never.
     """
 
@@ -88,6 +102,65 @@ def parse(uri: str) -> tuple[str, Options]:
         raise UsageError(msg) from None  # libpq's words may quote the password
     wanted = {name: value for name, value in _DEFAULTS.items() if name not in known}
     return conninfo.make_conninfo(dsn, **wanted), Options(**ours)
+
+
+class _Connection(AsyncConnection[Any]):
+    """A connection that is given up when the server does not answer at all.
+
+    The server itself ends statements that take too long, but not where it stands still or was cut
+    off: its kernel, or nobody, would let us wait for ever. Nor can waiting be cancelled then, since
+    the driver first asks the server to stop. So the socket is shut down, which ends the waiting.
+
+    Attributes:
+        answer_s: longest wait for an answer, in seconds; 0 for no limit.
+    """
+
+    answer_s: float = 0.0
+    _unlimited = False
+    _silent = False
+    _timer: asyncio.TimerHandle
+
+    async def execute(self, query: Any, *args: Any, **options: Any) -> AsyncCursor[Any]:
+        """As the base class; UNLIMITED is in force here, too, until the transaction ends."""
+        cursor = await super().execute(query, *args, **options)
+        self._unlimited = self._unlimited or query == UNLIMITED
+        return cursor
+
+    async def wait(self, gen: PQGen[RV], *args: Any, **options: Any) -> RV:
+        """As the base class.
+
+        Raises:
+            OperationalError: no answer has come in time; the connection is of no use any more.
+        """
+        if self._unlimited:
+            self._unlimited = self.info.transaction_status is not TransactionStatus.IDLE
+        if self._unlimited or not self.answer_s:
+            return await super().wait(gen, *args, **options)
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(self.answer_s / 2, self._go_on, loop)
+        try:
+            return await super().wait(gen, *args, **options)
+        except Error as error:
+            if not self._silent:
+                raise
+            msg = f"the server gave no answer within {self.answer_s:g} s"
+            raise OperationalError(msg) from error
+        finally:
+            self._timer.cancel()
+
+    def _go_on(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Wait for the second half: if this process itself stood still, it first reads on."""
+        self._timer = loop.call_later(self.answer_s / 2, self._give_up)
+
+    def _give_up(self) -> None:
+        if self.closed:
+            return
+        self._silent = True
+        with (
+            socket.fromfd(self.pgconn.socket, socket.AF_INET, socket.SOCK_STREAM) as end,
+            suppress(OSError),  # the other side was quicker
+        ):
+            end.shutdown(socket.SHUT_RDWR)
 
 
 class Link:
@@ -155,12 +228,14 @@ class Link:
                 await self._drop_idle()
 
     async def _open(self) -> AsyncConnection[Any]:
-        db: AsyncConnection[Any] = await AsyncConnection.connect(self._dsn, autocommit=True)
+        db = await _Connection.connect(self._dsn, autocommit=True)
+        limit_ms = self._options.statement_timeout_ms
+        db.answer_s = limit_ms / 1e3 + _GRACE_S if limit_ms else 0.0
         try:
             for cls, dumper in dumpers():
                 db.adapters.register_dumper(cls, dumper)
             wanted = _SESSION | {
-                "statement_timeout": f"{self._options.statement_timeout_ms}ms",
+                "statement_timeout": f"{limit_ms}ms",
                 "lock_timeout": f"{self._options.lock_timeout_ms}ms",
             }
             await db.execute(

@@ -23,6 +23,7 @@ from market_data_store.backends._postgres_arrays import (
     read_integers,
     read_moments,
 )
+from market_data_store.backends._postgres_link import UNLIMITED
 from market_data_store.backends._postgres_query import source
 from market_data_store.backends._postgres_rows import VALUES
 
@@ -87,7 +88,7 @@ def _order(table: Table) -> str:
 
 
 async def _declare(db: AsyncConnection[Any], sql: str, values: dict[str, Any]) -> None:
-    await db.execute("SET LOCAL statement_timeout = 0")  # as long as there is to read
+    await db.execute(UNLIMITED)  # as long as there is to read
     async with AsyncClientCursor(db) as declaring:  # no parameters in what declares a cursor
         await declaring.execute(
             f"DECLARE wanted BINARY NO SCROLL CURSOR FOR {sql}".encode(), values

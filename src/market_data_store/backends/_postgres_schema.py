@@ -7,6 +7,7 @@ from typing import Any
 from psycopg import AsyncConnection
 
 from market_data_core.errors import UsageError
+from market_data_store.backends._postgres_link import UNLIMITED
 from market_data_store.migrations import Migration, migrations
 
 BASE = "postgres"
@@ -94,7 +95,7 @@ async def _begin(db: AsyncConnection[Any]) -> None:
     A session that has looked for a table in vain goes on believing that there is none, until it
     takes a lock that is not an advisory one; making the table, if need be, takes one.
     """
-    await db.execute("SET LOCAL statement_timeout = 0")
+    await db.execute(UNLIMITED)
     await db.execute("SELECT pg_advisory_xact_lock(%s)", (_MIGRATING,))
     await db.execute(
         """CREATE TABLE IF NOT EXISTS mdp_schema (dialect text, number integer,

@@ -10,6 +10,7 @@ from psycopg import AsyncConnection
 
 from market_data_core.errors import UsageError
 from market_data_core.tables import BARS, TABLES, Policy, StoreStatus, Table, TableStatus
+from market_data_store.backends._postgres_link import UNLIMITED
 from market_data_store.backends._postgres_query import micros, series
 from market_data_store.backends._postgres_schema import BASE, EXTENSIONS, numbers
 from market_data_store.migrations import migrations
@@ -52,7 +53,7 @@ _DELETE = f"""DELETE FROM {{table}} WHERE ctid = ANY (ARRAY(SELECT ctid FROM {{t
 
 async def inspect(db: AsyncConnection[Any], name: str) -> StoreStatus:
     """How the store stands, inside the open transaction; `name` is the database's."""
-    await db.execute("SET LOCAL statement_timeout = 0")
+    await db.execute(UNLIMITED)
     (version,) = await _row(db, "SHOW server_version")
     found = await db.execute(
         "SELECT extname, extversion FROM pg_extension WHERE extname = ANY (%s)", (list(EXTENSIONS),)
@@ -193,7 +194,7 @@ async def _delete_chunks(begin: Begin, table: Table, old: str, values: dict[str,
         given = values | {"table": table.name, "start": start, "end": end}
         within = f"{old} AND {table.time} >= %(start)s AND {table.time} < %(end)s"
         async with begin() as db:
-            await db.execute("SET LOCAL statement_timeout = 0")
+            await db.execute(UNLIMITED)
             whole = f"SELECT %(interval)s::text IS NULL AND %(end)s <= {micros('before')}"
             if await _row(db, whole, given) == (True,):
                 (count,) = await _row(

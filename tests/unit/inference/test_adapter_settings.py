@@ -59,6 +59,7 @@ def test_an_adapter_of_others_has_its_own_settings(config: Path) -> None:
         ("{ model_path: 'C:\\models\\up.onnx' }", "up"),
         ("{ model_path: 'my model.onnx', name: mine }", "mine"),
         ("{ enabled: false }", ""),
+        ("{ enabled: false, model_path: 'models/my model.onnx' }", "my model"),
     ],
 )
 def test_a_model_s_signals_are_named_after_its_file(config: Path, adapter: str, name: str) -> None:
@@ -96,13 +97,19 @@ def test_an_adapter_is_enabled_from_the_command_line(config: Path) -> None:
         ("sklearn: { cooldown: 5 }", r"cooldown: should be a valid string"),
         ("sklearn: { name: 'a b' }", r"sklearn\.name: 'a b' is not valid: 1 to 64 letters"),
         (
-            "onnx: { model_path: 'm/my model.onnx' }",
+            "onnx: { enabled: true, model_path: 'm/my model.onnx' }",
             r"onnx\.name: is not given, .*'my model' is not",
         ),
-        ("onnx: { model_path: .onnx }", r"onnx\.name: is not given, .*'\.onnx' is not valid"),
-        ("onnx: { model_path: 9.onnx }", r"line 3: .*'9' is not valid: .*'; give one"),
         (
-            f"onnx: {{ model_path: {'m' * 65}.onnx }}",
+            "onnx: { enabled: true, model_path: .onnx }",
+            r"onnx\.name: is not given, .*'\.onnx' is not valid",
+        ),
+        (
+            "onnx: { enabled: true, model_path: 9.onnx }",
+            r"line 3: .*'9' is not valid: .*'; give one",
+        ),
+        (
+            f"onnx: {{ enabled: true, model_path: {'m' * 65}.onnx }}",
             r"onnx\.name: is not given, .* 1 to 64 letters",
         ),
     ],
