@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
 
 import psycopg
@@ -27,6 +27,14 @@ LIMITS = "&statement_timeout_ms=300&application_name=waiting"
 @pytest.fixture(autouse=True)
 def grace(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_postgres_link, "_GRACE_S", ANSWER_S - 0.3)
+
+
+@pytest.fixture(autouse=True)
+def ended(postgres: Server) -> Iterator[None]:
+    """The server goes on with what was given up; other tests look at what is going on there."""
+    yield
+    end = "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE application_name = "
+    assert all(gone for (gone,) in postgres.query(f"{end}'waiting'"))
 
 
 @pytest.fixture
