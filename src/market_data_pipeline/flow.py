@@ -80,9 +80,11 @@ class Flow:
     async def _infer_beside(self, done: Signalled, stop: asyncio.Event) -> None:
         """Evaluate, if nobody else does, what live inference was told of by a recording."""
         parts, evaluator = self._parts, evaluator_of(self._parts.settings)
-        if evaluator is None or not await patient(lambda: is_its(parts, evaluator), stop=stop):
+        if evaluator is None:
             return
-        if await patient(lambda: attended(parts), stop=stop):
+        its = await patient(lambda: is_its(parts, evaluator), stop=stop)
+        if not its or await patient(lambda: attended(parts), stop=stop):
+            evaluator.close()
             return
         until = await patient(lambda: ends(parts), stop=stop)
         enough, there = asyncio.Event(), False
