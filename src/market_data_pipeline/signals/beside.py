@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Collection, Mapping
-
-import msgspec
+from dataclasses import dataclass
 
 from market_data_core.contracts.store import PartitionStatus
 from market_data_core.intervals import NS_PER_MS
@@ -24,7 +23,8 @@ from market_data_pipeline.signals.evaluator import Evaluator
 _LOOK_S = 0.05
 
 
-class Ends(msgspec.Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class Ends:
     """Where the live topic of bars ended at a moment.
 
     Attributes:
@@ -33,7 +33,7 @@ class Ends(msgspec.Struct, frozen=True):
     """
 
     log_id: str
-    next: dict[int, int]
+    next: Mapping[int, int]
 
 
 async def inferred_live(parts: Assembly, told: Collection[str]) -> frozenset[str]:
@@ -43,9 +43,7 @@ async def inferred_live(parts: Assembly, told: Collection[str]) -> frozenset[str
 
 
 async def is_its(parts: Assembly, evaluator: Evaluator) -> bool:
-    """Whether live inference evaluates by what `evaluator` does: other rules, features or windows
-    would be other signals.
-    """
+    """Whether live inference evaluates as `evaluator` does, by its rules, features and windows."""
     known = _checkpoints(await _rows(parts)).values()
     return {one.editions[-1].version for one in known if one.editions} <= {evaluator.version}
 
