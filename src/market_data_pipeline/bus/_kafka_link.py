@@ -97,6 +97,8 @@ _REFUSED = frozenset(
         KafkaError._UNSUPPORTED_FEATURE,
     }
 )
+_FENCED = "currently fenced"
+"""So says a cluster that has just started, or lost sight of its brokers, of any new topic."""
 _SILENT = frozenset({KafkaError._TIMED_OUT, KafkaError._TRANSPORT, KafkaError._ALL_BROKERS_DOWN})
 _STALE = frozenset(
     {
@@ -174,7 +176,7 @@ class Link:
         }
 
     def _noticed(self, error: KafkaError) -> None:
-        if error.code() in _REFUSED:  # the calls that wait for it only see that nothing comes
+        if error.code() in _REFUSED and _FENCED not in error.str():  # the calls that wait for it only see that nothing comes
             self._refused = time.monotonic(), error
 
     def log(self, level: int, _: str, facility: str, client: str, text: str) -> None:
@@ -227,7 +229,7 @@ class Link:
             )
         if error.code() in _UNKNOWN:  # whoever works with it has looked for it before
             return LogLostError(f"{what}: the topic, or its partition, {WHILE_IN_USE}")
-        if error.code() in _REFUSED:
+        if error.code() in _REFUSED and _FENCED not in error.str():
             return UsageError(f"{text}; see bus.kafka and the rights of its user")
         return self._transient(text)
 

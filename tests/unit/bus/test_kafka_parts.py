@@ -301,6 +301,17 @@ def test_errors_in_the_platforms_words(code: int, kind: type[MdpError]) -> None:
     assert "secret1" not in str(error)
 
 
+def test_a_cluster_that_has_just_started_is_waited_for() -> None:
+    """It knows its brokers, and does not trust them yet."""
+    link = Link(KafkaBusSettings(bootstrap_servers="127.0.0.1:1"), "group")
+    said = "Unable to replicate the partition 1 time(s): All brokers are currently fenced."
+    error = link.error(KafkaError(KafkaError.INVALID_REPLICATION_FACTOR, said), "topic 't'")
+    assert type(error) is TransientError
+    said = "Replication factor: 3 larger than available brokers: 1."
+    error = link.error(KafkaError(KafkaError.INVALID_REPLICATION_FACTOR, said), "topic 't'")
+    assert type(error) is UsageError
+
+
 def test_secrets_among_the_options_are_not_shown() -> None:
     options = {
         "sasl.password": "s1", "ssl.key.password": "s2", "ssl.key.pem": "s3",
