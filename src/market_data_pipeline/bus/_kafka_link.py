@@ -176,7 +176,7 @@ class Link:
         }
 
     def _noticed(self, error: KafkaError) -> None:
-        if error.code() in _REFUSED and _FENCED not in error.str():  # the calls that wait for it only see that nothing comes
+        if error.code() in _REFUSED:  # the calls that wait for it only see that nothing comes
             self._refused = time.monotonic(), error
 
     def log(self, level: int, _: str, facility: str, client: str, text: str) -> None:
