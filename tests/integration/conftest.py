@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from tests.faults.conftest import DATABASES, LOGS
 from tests.faults.lab import Lab
+from tests.property._signals_world import World
 
 _MDP = "from market_data_pipeline.cli import main; main()"
 _CONFIG = "version: 1\ntelemetry: {metrics_port: 0}\nmicro_batch: {lease_ms: 600}\n"
@@ -85,3 +86,12 @@ def lab(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Lab]:
     made = Lab(tmp_path / "lab", DATABASES[store](request)(), LOGS[bus](request)())
     yield made
     made.close()
+
+
+@pytest.fixture
+async def world(tmp_path: Path) -> AsyncIterator[World]:
+    """Bars in a store and a log in memory, for workers of inference that run in this process."""
+    made = World(tmp_path)
+    await made.open()
+    yield made
+    await made.store.close()

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,14 +13,6 @@ from market_data_pipeline import metrics
 from market_data_pipeline.signals.evaluator import Evaluator
 
 pytestmark = pytest.mark.timeout(60)
-
-
-@pytest.fixture
-async def world(tmp_path: Path) -> AsyncIterator[World]:
-    made = World(tmp_path)
-    await made.open()
-    yield made
-    await made.store.close()
 
 
 async def test_long_work_is_not_taken_over(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from pathlib import Path
-
 import pytest
 from tests.property._signals_world import (
     INTERVAL_NS,
@@ -29,14 +26,6 @@ pytestmark = pytest.mark.timeout(60)
 
 MOST = 100
 SLOTS = 2_000
-
-
-@pytest.fixture
-async def world(tmp_path: Path) -> AsyncIterator[World]:
-    made = World(tmp_path)
-    await made.open()
-    yield made
-    await made.store.close()
 
 
 @pytest.fixture(autouse=True)
